@@ -1,0 +1,271 @@
+"""The catalog: a DuckDB picture of the journal, and the only module that knows DuckDB.
+
+`refresh` brings the published file up to date: under an exclusive lock it copies the file,
+inserts the new journal lines in one transaction together with how far it read, closes, flushes
+and renames. Readers open the published file read-only and are never blocked. A missing,
+damaged or differently versioned catalog is rebuilt from the journal; nothing is lost with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import duckdb
+
+from poolreg import schema
+from poolreg.errors import Damage, QueryError
+from poolreg.files import lock, storage_errors, sync_folder
+from poolreg.journal import Journal, Record
+from poolreg.records import KINDS, Kind, Row, rows
+
+SCHEMA_VERSION = 1
+_BATCH = 50_000  # records; bounds the memory of indexing
+
+
+@dataclass(frozen=True)
+class Table:
+    """The result of a query: column names and rows."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+    def dicts(self) -> list[Row]:
+        """Return the rows as dictionaries."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+class Catalog:
+    """The catalog of one pool folder."""
+
+    def __init__(self, root: Path, journal: Journal) -> None:
+        self.path = root / "catalog.duckdb"
+        self._lock = root / "locks" / "catalog"
+        self._staging = root / "tmp"
+        self._journal = journal
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._pid = 0
+
+    def close(self) -> None:
+        """Close the read connection; the next query opens it again."""
+        if self._connection is not None and self._pid == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    def refresh(self) -> None:
+        """Bring the catalog up to date with the journal; cheap when nothing is new."""
+        if self._is_current():
+            return
+        self.close()
+        with lock(self._lock, what="the catalog"):
+            if not self._is_current():
+                self.close()
+                self._rebuild(from_scratch=self._known_segments() is None)
+
+    def select(self, name: str, **parameters: Any) -> list[Row]:
+        """Run a named statement of `schema/lookups.sql` and return its rows."""
+        statement = schema.statements("lookups.sql")[name].sql
+        return _fetch(self._reader(), statement, parameters).dicts()
+
+    def sandbox(
+        self,
+        sql: str,
+        *,
+        seconds: float = 60.0,
+        memory: str = "2GB",
+        parameters: Sequence[Any] = (),
+    ) -> Table:
+        """Run a user's SQL read-only: no files, no extensions, no settings, bounded time.
+
+        Raises `QueryError` with DuckDB's message.
+        """
+        self.close()
+        with _open(self.path, read_only=True) as connection:
+            for setting in _SANDBOX:
+                connection.execute(setting.format(memory=memory))
+            timer = Timer(seconds, connection.interrupt)
+            timer.daemon = True
+            timer.start()
+            try:
+                return _fetch(connection, sql, list(parameters))
+            except duckdb.InterruptException as error:
+                raise QueryError(
+                    f"the query ran longer than {seconds:g} seconds", hint="raise --max-seconds"
+                ) from error
+            finally:
+                timer.cancel()
+
+    def _reader(self) -> duckdb.DuckDBPyConnection:
+        # A forked child that used its parent's connection would lose data without a word.
+        if self._connection is None or self._pid != os.getpid():
+            self._connection, self._pid = duckdb.connect(self.path, read_only=True), os.getpid()
+        return self._connection
+
+    def _is_current(self) -> bool:
+        known = self._known_segments()
+        return known is not None and known == self._journal.segments()
+
+    def _known_segments(self) -> dict[str, int] | None:
+        """Return the segment sizes that the catalog has seen, or None if it is unusable."""
+        if not self.path.is_file():
+            return None
+        try:
+            reader = self._reader()
+            if reader.execute("FROM catalog_info").fetchone() != (SCHEMA_VERSION,):
+                return None
+            seen = reader.execute("SELECT segment, seen_bytes FROM journal_segments").fetchall()
+        except duckdb.Error:
+            # Not a catalog of ours, or damaged: it is derived, so it is simply made again.
+            return None
+        segments = self._journal.segments()
+        known = dict(seen)
+        return known if all(segments.get(name, -1) >= size for name, size in seen) else None
+
+    def _rebuild(self, *, from_scratch: bool) -> None:
+        staging = self._staging / f"catalog.{os.getpid()}.tmp"
+        staging.unlink(missing_ok=True)
+        with storage_errors("indexing the catalog"):
+            try:
+                if not from_scratch:
+                    shutil.copyfile(self.path, staging)
+                with _open(staging, read_only=False) as connection:
+                    self._index(connection, from_scratch)
+                with open(staging, "rb") as file:
+                    os.fsync(file.fileno())
+                staging.replace(self.path)
+                sync_folder(self.path.parent)
+            finally:
+                for leftover in (staging, staging.with_name(staging.name + ".wal")):
+                    leftover.unlink(missing_ok=True)
+
+    def _index(self, connection: duckdb.DuckDBPyConnection, from_scratch: bool) -> None:
+        connection.execute("BEGIN")
+        if from_scratch:
+            for file in ("tables.sql", "macros.sql", "views.sql"):
+                connection.execute(schema.script(file))
+            connection.execute("INSERT INTO catalog_info VALUES (?)", [SCHEMA_VERSION])
+        known = dict(
+            connection.execute("SELECT segment, indexed_bytes FROM journal_segments").fetchall()
+        )
+        loader = _Loader(connection)
+        for segment, size in self._journal.segments().items():
+            offset = known.get(segment, 0)
+            for record, after in self._journal.read(segment, offset, size):
+                loader.add(record)
+                offset = after
+            connection.execute(
+                "INSERT OR REPLACE INTO journal_segments VALUES (?, ?, ?)", [segment, offset, size]
+            )
+        loader.flush()
+        for statement in schema.statements("settle.sql").values():
+            connection.execute(statement.sql)
+        connection.execute("COMMIT")
+        connection.execute("CHECKPOINT")
+
+
+class _Loader:
+    """Collects records and inserts their rows in batches.
+
+    Of two records with one id the earlier counts, whichever is read first, so that indexing in
+    steps gives the same tables as indexing at once.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+        self.pending: dict[str, dict[str, Record]] = {}
+        self.count = 0
+
+    def add(self, record: Record) -> None:
+        """Take one record; a kind that this version does not know is left to newer ones."""
+        if record.kind not in KINDS:
+            return
+        of_kind = self.pending.setdefault(record.kind, {})
+        here = of_kind.get(record.id)
+        if here is None or record.at < here.at:
+            of_kind[record.id] = record
+        self.count += 1
+        if self.count % _BATCH == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Insert what is pending."""
+        tables: dict[str, list[Row]] = {}
+        for kind, records in self.pending.items():
+            for record in self._unknown(KINDS[kind], records):
+                for table, row in rows(record):
+                    tables.setdefault(table, []).append(row)
+        self.pending = {}
+        for table, found in tables.items():
+            self._insert(table, found)
+
+    def _unknown(self, kind: Kind, records: dict[str, Record]) -> list[Record]:
+        """Return the records that are new; those that turn out earlier replace what is there."""
+        statement = f"SELECT {kind.key}, strftime(added, '%Y-%m-%dT%H:%M:%S.%fZ') FROM {kind.table} WHERE {kind.key} IN (SELECT unnest(?))"  # noqa: E501, S608
+        present = dict(self.connection.execute(statement, [list(records)]).fetchall())
+        earlier = [key for key, added in present.items() if records[key].at < added]
+        if earlier:
+            for table, column in ((kind.table, kind.key), *kind.parts):
+                delete = f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?))"  # noqa: S608
+                self.connection.execute(delete, [earlier])
+        return [r for key, r in records.items() if key not in present or key in earlier]
+
+    def _insert(self, table: str, found: list[Row]) -> None:
+        # Imported here: a reading command that finds nothing new needs no Arrow.
+        import pyarrow as pa
+
+        shape = self.connection.table(table).limit(0).to_arrow_table().schema
+        text = {pa.timestamp("us"): pa.string()}
+        fields = [(field.name, text.get(field.type, field.type)) for field in shape]
+        known = {name for name, _ in fields} & found[0].keys()
+        schema_in = pa.schema([(name, kind) for name, kind in fields if name in known])
+        try:
+            batch = pa.Table.from_pylist(found, schema=schema_in)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise Damage(
+                f"a record for {table} has a field of the wrong type: {error}",
+                hint="remove the segment that was not written by poolreg from journal/",
+            ) from error
+        self.connection.register("batch", batch)
+        statement = schema.statements("insert.sql").get(table)
+        sql = statement.sql if statement else f"INSERT INTO {table} BY NAME FROM batch"
+        self.connection.execute(sql)
+        self.connection.unregister("batch")
+
+
+_SANDBOX = (
+    "SET python_enable_replacements = false",
+    "SET enable_external_access = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allow_community_extensions = false",
+    "SET memory_limit = '{memory}'",
+    "SET lock_configuration = true",
+)
+
+
+@contextlib.contextmanager
+def _open(path: Path, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    connection = duckdb.connect(path, read_only=read_only)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _fetch(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | Sequence[Any]
+) -> Table:
+    try:
+        result = connection.execute(sql, parameters or None)
+        columns = tuple(column[0] for column in result.description or ())
+        return Table(columns, result.fetchall())
+    except duckdb.InterruptException:
+        raise
+    except duckdb.Error as error:
+        raise QueryError(str(error), hint="see docs/schema.md for tables and columns") from error

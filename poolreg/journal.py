@@ -1,0 +1,164 @@
+"""The journal: append-only segments of records, the only truth beside the objects.
+
+    journal/<writer>.jsonl      crc32hex SP canonical-JSON LF, one record a line
+
+A writer appends only to the segment that it created, so writers never disturb each other and
+two journals are merged by putting their segments in one folder. `append` returns when the
+lines are on the disk. A torn last line is the trace of a crash and is ignored; a bad line
+before it is damage and is reported.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from poolreg.canonical import canonical_json
+from poolreg.errors import Damage, UnknownFormat
+from poolreg.files import storage_errors, sync_folder
+
+VERSION = 1
+MAX_LINE = 64 << 20
+SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,120}\.jsonl")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One fact. `id` is what makes it the same fact in another pool; `objects` maps the digest
+    of each object that it names to its size in bytes; `at` is the UTC time of writing."""
+
+    kind: str
+    id: str
+    body: dict[str, Any]
+    objects: dict[str, int]
+    at: str = ""
+
+    def line(self) -> bytes:
+        """Return the journal line."""
+        fields = {"v": VERSION, "kind": self.kind, "id": self.id, "at": self.at}
+        data = canonical_json(fields | {"body": self.body, "objects": self.objects})
+        return b"%08x %s\n" % (binascii.crc32(data), data)
+
+
+def now() -> str:
+    """Return the present UTC time to the microsecond, in the journal's form."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Journal:
+    """The segments of one folder, and this process's own segment for appending."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._segment: Path | None = None
+        self._pid = 0
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records and return when they are on the disk."""
+        stamp = now()
+        lines = [(record if record.at else _stamped(record, stamp)).line() for record in records]
+        if not lines:
+            return
+        with storage_errors("writing the journal"):
+            self._write(b"".join(lines))
+
+    def _write(self, data: bytes) -> None:
+        # A forked child must not append to its parent's segment.
+        if self._segment is None or self._pid != os.getpid():
+            host = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:40] or "host"
+            name = f"{time.time_ns() // 1000}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+            self._segment, self._pid = self.folder / name, os.getpid()
+        created = not self._segment.exists()
+        descriptor = os.open(
+            self._segment, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        size = os.fstat(descriptor).st_size
+        try:
+            self._write_all(descriptor, data)
+        except BaseException:
+            # Take back what was not acknowledged; whatever is left of it, nothing follows it.
+            self._segment = None
+            os.ftruncate(descriptor, size)
+            raise
+        finally:
+            os.close(descriptor)
+        if created:
+            sync_folder(self.folder)
+
+    @staticmethod
+    def _write_all(descriptor: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+
+    def segments(self) -> dict[str, int]:
+        """Return the segments and their present sizes in bytes, oldest name first."""
+        sizes = {}
+        for path in sorted(self.folder.iterdir()):
+            if SEGMENT.fullmatch(path.name) and path.is_file():
+                sizes[path.name] = path.stat().st_size
+        return sizes
+
+    def read(self, segment: str, start: int, stop: int) -> Iterator[tuple[Record, int]]:
+        """Yield each record between two byte offsets, with the offset after it.
+
+        Raises `Damage` for a bad line that is not the torn end, `UnknownFormat` for records of a
+        newer version.
+        """
+        offset = start
+        with open(self.folder / segment, "rb") as file:
+            file.seek(start)
+            while offset < stop:
+                line = file.readline(MAX_LINE)
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:
+                        raise _damage(segment, offset, "a line is longer than 64 MiB")
+                    return
+                record = _parse(line, segment, offset)
+                offset += len(line)
+                yield record, offset
+
+
+def _stamped(record: Record, at: str) -> Record:
+    return Record(record.kind, record.id, record.body, record.objects, at)
+
+
+def _damage(segment: str, offset: int, why: str) -> Damage:
+    return Damage(
+        f"the journal is damaged: {why} (journal/{segment}, byte {offset})",
+        hint="restore this segment from a copy of the pool; nothing was changed",
+        segment=segment,
+        offset=offset,
+    )
+
+
+def _parse(line: bytes, segment: str, offset: int) -> Record:
+    crc, _, data = line[:-1].partition(b" ")
+    if b"%08x" % binascii.crc32(data) != crc:
+        raise _damage(segment, offset, "a line does not match its checksum")
+    try:
+        fields = json.loads(data)
+        version, kind, identity = fields["v"], fields["kind"], fields["id"]
+        body, objects, at = fields["body"], fields["objects"], fields["at"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damage(segment, offset, "a line is not a record") from error
+    if version != VERSION:
+        raise UnknownFormat(
+            f"journal/{segment} holds records of format {version!r}, this poolreg reads {VERSION}",
+            hint="install a newer poolreg",
+        )
+    typed = isinstance(body, dict) and isinstance(objects, dict)
+    if not (typed and all(isinstance(text, str) for text in (kind, identity, at))):
+        raise _damage(segment, offset, "a record's fields have the wrong types")
+    return Record(kind, identity, body, objects, at)

@@ -1,0 +1,132 @@
+"""The object store: immutable bytes named by their sha256.
+
+    objects/ab/cdef…     the first two digits are the folder, the other 62 the file's name
+
+An object is written beside its place, flushed, renamed and made read-only, so it is whole or
+absent, and writing the same bytes twice is harmless. Who names objects is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from poolreg.canonical import is_digest, sha256
+from poolreg.errors import Damage, NotFound
+from poolreg.files import staged, storage_errors, sync_folder
+
+_CHUNK = 1 << 22
+
+
+class ObjectStore:
+    """Write-once objects under one folder; `staging` is a folder on the same file system."""
+
+    def __init__(self, folder: Path, staging: Path) -> None:
+        self.folder = folder
+        self.staging = staging
+
+    def path(self, digest: str) -> Path:
+        """Return where the object stands or would stand."""
+        if not is_digest(digest):
+            raise NotFound(f"{digest!r} is not a digest")
+        return self.folder / digest[:2] / digest[2:]
+
+    def has(self, digest: str) -> bool:
+        """Tell whether the object is here."""
+        return self.path(digest).is_file()
+
+    def read(self, digest: str) -> bytes:
+        """Return an object's bytes; raises `NotFound`, or `Damage` if they changed on disk."""
+        data = self.existing(digest).read_bytes()
+        if sha256(data) != digest:
+            raise _changed(digest)
+        return data
+
+    def existing(self, digest: str) -> Path:
+        """Return the path of an object that must be here; raises `NotFound`."""
+        path = self.path(digest)
+        if not path.is_file():
+            raise NotFound(
+                f"object {digest[:12]} is not in this pool",
+                hint="restore it from a copy of the pool, or add the file it came from again",
+                digest=digest,
+            )
+        return path
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their digest."""
+        digest = sha256(data)
+        target = self._place(digest)
+        if not target.exists():
+            with staged(target, folder=self.staging, mode=0o444) as file:
+                file.write(data)
+        return digest
+
+    def put_file(
+        self,
+        source: Path,
+        *,
+        expect: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """Copy a file into the store and return its digest; `progress` is told bytes copied.
+
+        With `expect`, a file with another digest raises `Damage` and nothing is stored.
+        """
+        temporary = self.staging / f"object.{os.getpid()}.{secrets.token_hex(6)}.tmp"
+        with storage_errors(f"storing {source.name}"):
+            try:
+                digest = _copy(source, temporary, progress)
+                if expect is not None and digest != expect:
+                    raise _changed(expect, where=str(source))
+                self._adopt(temporary, digest)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return digest
+
+    def check(self, digest: str) -> None:
+        """Hash the object again; raises `NotFound` or `Damage`."""
+        with open(self.existing(digest), "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise _changed(digest)
+
+    def _place(self, digest: str) -> Path:
+        target = self.path(digest)
+        with storage_errors("making the object folder"):
+            if not target.parent.is_dir():
+                target.parent.mkdir(exist_ok=True)
+                sync_folder(self.folder)
+        return target
+
+    def _adopt(self, temporary: Path, digest: str) -> None:
+        target = self._place(digest)
+        if not target.exists():
+            temporary.chmod(0o444)
+            temporary.replace(target)
+            sync_folder(target.parent)
+
+
+def _copy(source: Path, target: Path, progress: Callable[[int], None] | None) -> str:
+    hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+        while count := reader.readinto(buffer):
+            chunk = buffer[:count]
+            hasher.update(chunk)
+            while chunk:
+                chunk = chunk[writer.write(chunk) :]
+            if progress:
+                progress(count)
+        os.fsync(writer.fileno())
+    return hasher.hexdigest()
+
+
+def _changed(digest: str, where: str = "its object") -> Damage:
+    return Damage(
+        f"the bytes of {digest[:12]} changed in {where}",
+        hint="restore the file from a copy; a pool never uses bytes that do not match their digest",
+        digest=digest,
+    )

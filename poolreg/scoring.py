@@ -1,0 +1,406 @@
+"""Scoring: the negative log-likelihood of every token of some documents under a causal model.
+
+`tokenise` turns an evalset into windows once; `score` runs a model over them, as often as there
+are models. What a token scores depends on its window alone: batches are built for speed, padding
+never enters a sum, logits are read in float32 and sums are taken in float64 in document order.
+Whatever cannot be measured truly is refused: missing or left-over tensors, a tokenizer or window
+that does not fit the model, a likelihood that is not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from poolreg.errors import ConfigError, Incompatible, Refused
+from poolreg.files import read_capped
+from poolreg.protocol import Protocol, rolling_windows
+
+Ints = NDArray[np.int64]
+
+CONFIG_LIMIT = 16 << 20  # bytes; a configuration holds no data
+DOCUMENTS_AT_ONCE = 64  # tokenised in one call: bounds the offsets that tokenizers keeps
+LOGITS_AT_ONCE = 1 << 28  # elements of one forward pass's logits: 1 GiB in float32
+SOFTMAX_AT_ONCE = 1 << 20  # elements of one log-softmax: 4 MiB, so that it stays in the cache
+SHORTEST_IN_BATCH = 0.75  # of the longest window: bounds what padding costs
+
+# Causal masks, rotary frequencies and positions that older libraries wrote into model files.
+# They are constants of the architecture and are computed when the model is built.
+CONSTANTS = re.compile(
+    r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$"
+)
+
+# What from_pretrained raises for folders that are incomplete, malformed or of an unknown kind.
+LOADING_ERRORS = (
+    OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError,
+    SafetensorError,
+)  # fmt: skip
+
+_quiet = threading.RLock()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedSet:
+    """Documents as windows of token ids, ready to be scored by any model of one tokenizer.
+
+    `stream` is each document's tokens behind the prefix token, one document after the other.
+    A window is a row (start, stop, scored): the inputs are stream[start:stop] and the last
+    `scored` of them predict stream[stop - scored + 1 : stop + 1]. Windows stand in document
+    order, so their predictions, joined, are all tokens in document order.
+    """
+
+    stream: NDArray[np.int32]  # [N + D]
+    windows: Ints  # [W, 3]
+    tokens: Ints  # [D] tokens scored per document
+    bytes: Ints  # [D] UTF-8 bytes per document
+
+    @property
+    def total_tokens(self) -> int:
+        """Number of tokens that are scored, N."""
+        return int(self.tokens.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model scored on a `TokenisedSet`: nats per document and per token."""
+
+    nll: NDArray[np.float64]  # [D] nats, sums of token_nll
+    tokens: Ints  # [D]
+    bytes: Ints  # [D]
+    token_nll: NDArray[np.float32]  # [N] nats, in document order
+
+    @property
+    def total_nll(self) -> float:
+        """Nats of all documents together."""
+        return math.fsum(self.nll)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all documents together."""
+        return int(self.tokens.sum())
+
+    @property
+    def total_bytes(self) -> int:
+        """UTF-8 bytes of all documents together."""
+        return int(self.bytes.sum())
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises `ConfigError` for a device that this machine or this build of torch does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used: {reason}", hint="choose auto, cpu or cuda"
+        ) from error
+    return device
+
+
+def load_model(
+    folder: Path, *, dtype: str = "float32", device: str | torch.device = "cpu",
+    trust_code: bool = False,
+) -> PreTrainedModel:  # fmt: skip
+    """Load a causal language model from a Hugging Face folder, strictly, for evaluation.
+
+    Raises `Refused` when a tensor is missing, left over or of another shape than the
+    configuration says, when the folder cannot be loaded, and when its configuration asks for
+    code of its own and `trust_code` is not set.
+    """
+    refuse_custom_code(folder, "config.json", trust_code=trust_code)
+    with _loading(folder, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
+            trust_remote_code=trust_code, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    _check_loaded(folder, info)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load_tokenizer(folder: Path, *, trust_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder.
+
+    A config.json in the folder takes part in choosing the tokenizer's class, so give the folder
+    of the model. Raises `Refused` when it cannot be loaded or asks for code of its own and
+    `trust_code` is not set.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        refuse_custom_code(folder, name, trust_code=trust_code)
+    with _loading(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_code
+        )
+
+
+def tokenise(
+    documents: Sequence[str], folder: Path, protocol: Protocol, *, trust_code: bool = False
+) -> TokenisedSet:
+    """Return `documents` as windows under `protocol`, with the tokenizer of `folder`.
+
+    Documents are encoded without special tokens: the prefix token (BOS, else EOS) stands before
+    each of them as context that is not scored. This is what lm-evaluation-harness measures with
+    `add_bos_token=False`. Raises `Refused` for a tokenizer with neither token and for text that
+    is not Unicode.
+    """
+    tokenizer = load_tokenizer(folder, trust_code=trust_code)
+    prefix = tokenizer.bos_token_id
+    prefix = tokenizer.eos_token_id if prefix is None else prefix
+    if prefix is None:
+        raise Refused(
+            f"the tokenizer in {folder} has neither a BOS nor an EOS token",
+            hint="name one in its tokenizer_config.json: a document's first token needs context",
+        )
+    sizes = np.array([_utf8_bytes(index, text) for index, text in enumerate(documents)], np.int64)
+    pieces, windows, counts = [], [], []
+    start = 0  # of the document in the stream
+    for ids in _encode(tokenizer, documents):
+        pieces.append(np.array([prefix, *ids], np.int32))
+        counts.append(len(ids))
+        rows = np.array(list(rolling_windows(len(ids), protocol.max_length)), np.int64)
+        windows.append(rows.reshape(-1, 3) + np.array([start, start, 0]))
+        start += len(ids) + 1
+    return TokenisedSet(
+        stream=np.concatenate([np.empty(0, np.int32), *pieces]),
+        windows=np.concatenate([np.empty((0, 3), np.int64), *windows]),
+        tokens=np.array(counts, np.int64),
+        bytes=sizes,
+    )
+
+
+def score(
+    model: PreTrainedModel, tokens: TokenisedSet, *, batch_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:  # fmt: skip
+    """Score all documents under `model`, on the device and in the dtype that it is in.
+
+    The NLL of token t is -log softmax(logits)[t] with logits in float32; `model` is put into
+    evaluation mode. `batch_tokens` bounds the tokens of one forward pass (at least one window;
+    default: 1024 on the CPU, 16384 elsewhere) and changes speed and memory only.
+    `progress` is told the number of tokens scored since the last call.
+
+    Raises `Incompatible` when token ids or windows do not fit the model, and `Refused` when a
+    likelihood is not finite.
+    """
+    vocabulary = _check_fit(model, tokens)
+    device = next(model.parameters()).device
+    batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 16384)
+    batch_tokens = min(batch_tokens, LOGITS_AT_ONCE // vocabulary)
+    stream = torch.from_numpy(tokens.stream).to(device, torch.int64)
+    first = np.cumsum(tokens.windows[:, 2]) - tokens.windows[:, 2]  # [W] of a window's predictions
+    nll = np.empty(tokens.total_tokens, np.float32)
+    model.eval()
+    for rows in _batches(tokens.windows, batch_tokens):
+        windows = tokens.windows[rows]  # [B, 3]
+        values = _score_batch(model, stream, windows)
+        places = _ranges(first[rows], windows[:, 2])
+        nll[places] = values
+        if not np.isfinite(values).all():
+            _refuse_not_finite(tokens, int(places[~np.isfinite(values)].min()))
+        if progress is not None:
+            progress(len(places))
+    documents = np.repeat(np.arange(len(tokens.tokens)), tokens.tokens)  # [N]
+    sums = np.bincount(documents, weights=nll, minlength=len(tokens.tokens)).astype(np.float64)
+    return Scores(nll=sums, tokens=tokens.tokens, bytes=tokens.bytes, token_nll=nll)
+
+
+@torch.inference_mode()
+def _score_batch(
+    model: PreTrainedModel, stream: torch.Tensor, windows: Ints
+) -> NDArray[np.float32]:
+    """Return the NLL of the windows' predictions, joined in the order of the windows."""
+    starts, stops, scored = windows.T
+    longest = int((stops - starts).max())
+    places = starts[:, None] + np.arange(longest)  # [B, T] into the stream
+    real = places < stops[:, None]
+    inputs = stream[torch.from_numpy(np.where(real, places, 0)).to(stream.device)]
+    # Without padding there is no mask, which leaves the faster attention kernels free.
+    mask = None if real.all() else torch.from_numpy(real).to(stream.device, torch.int64)
+    logits = model(input_ids=inputs, attention_mask=mask, use_cache=False).logits  # [B, T, V]
+    logits = logits.flatten(0, 1)
+    predicting = real & (places >= (stops - scored)[:, None])
+    sources = torch.from_numpy(np.flatnonzero(predicting)).to(stream.device)
+    targets = stream[torch.from_numpy(places[predicting] + 1).to(stream.device)]
+    step = max(1, SOFTMAX_AT_ONCE // logits.shape[1])
+    parts = [
+        cross_entropy(
+            logits[sources[at : at + step]].float(), targets[at : at + step], reduction="none"
+        )
+        for at in range(0, len(sources), step)
+    ]
+    values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return values
+
+
+def _batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:
+    """Yield the indices of windows that go through the model together, longest first.
+
+    Windows of one batch are of nearly equal length; together they have at most `batch_tokens`
+    tokens with padding, or are one window.
+    """
+    lengths = windows[:, 1] - windows[:, 0]
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        rows = order[start : start + max(1, batch_tokens // int(longest))]
+        rows = rows[lengths[rows] >= SHORTEST_IN_BATCH * longest]
+        yield rows
+        start += len(rows)
+
+
+def _ranges(starts: Ints, counts: Ints) -> Ints:
+    """Return the ranges [start, start + count), joined."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def _check_fit(model: PreTrainedModel, tokens: TokenisedSet) -> int:
+    """Return the vocabulary size of a model that takes these tokens and windows."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    vocabulary = min(len(table.weight) for table in tables if table is not None)
+    largest = int(tokens.stream.max(initial=0))
+    if largest >= vocabulary:
+        raise Incompatible(
+            f"the tokenizer gives token id {largest}, but the model has only {vocabulary} tokens",
+            hint="the tokenizer is not the one that the model was trained with",
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = int((tokens.windows[:, 1] - tokens.windows[:, 0]).max(initial=0))
+    if isinstance(context, int) and 0 < context < longest:
+        raise Incompatible(
+            f"windows of {longest} tokens are longer than the model's context of {context}",
+            hint=f"set max_length to {context} or less",
+        )
+    return vocabulary
+
+
+def _refuse_not_finite(tokens: TokenisedSet, place: int) -> None:
+    document = int(np.searchsorted(np.cumsum(tokens.tokens), place, side="right"))
+    raise Refused(
+        f"the log-likelihood of document {document} is not finite",
+        hint="likely causes: NaN or infinite weights, training that diverged, or a dtype too "
+        "narrow for this model (try float32)",
+        document=document,
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> Iterator[list[int]]:
+    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        batch = list(documents[start : start + DOCUMENTS_AT_ONCE])
+        # verbose=False: a document longer than the model's context is what windows are for.
+        yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _utf8_bytes(index: int, text: str) -> int:
+    try:
+        return len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise Refused(
+            f"document {index} is not Unicode text: it has a lone surrogate at {error.start}",
+            hint="repair the document's encoding",
+            document=index,
+        ) from error
+
+
+def refuse_custom_code(folder: Path, name: str, *, trust_code: bool) -> None:
+    """Raise `Refused` when the folder's JSON file `name` is malformed or names custom code.
+
+    A file that does not exist names none.
+    """
+    path = folder / name
+    if not path.exists():
+        return
+    try:
+        config = json.loads(read_capped(path, CONFIG_LIMIT, error=Refused, what=name))
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise Refused(f"{path} is not a JSON object")
+    if "auto_map" in config and not trust_code:
+        raise Refused(
+            f"{path} asks for Python code of its own (auto_map)",
+            hint="read that code; if you trust it, say --trust-code",
+        )
+
+
+def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
+    left_over = [key for key in info["unexpected_keys"] if not CONSTANTS.search(key)]
+    reshaped = [
+        f"{key} ({list(old)}, not {list(new)})" for key, old, new in info["mismatched_keys"]
+    ]
+    kinds = {
+        "missing": sorted(info["missing_keys"]),
+        "left over": sorted(left_over),
+        "of another shape": sorted(reshaped),
+    }
+    said = [
+        f"{len(keys)} {kind}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if said or info["error_msgs"]:
+        raise Refused(
+            f"the tensors of {folder} are not those of its config.json: "
+            + "; ".join([*said, *info["error_msgs"]]),
+            hint="save the model again with the library that trained it (save_pretrained)",
+            **{kind.replace(" ", "_"): keys for kind, keys in kinds.items()},
+        )
+
+
+@contextlib.contextmanager
+def _loading(folder: Path, what: str) -> Iterator[None]:
+    """Turn the library's errors into `Refused`, and keep its messages off the terminal."""
+    with quiet_transformers():
+        try:
+            yield
+        except LOADING_ERRORS as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise Refused(
+                f"the {what} in {folder} cannot be loaded: {reason[0]}",
+                hint="it must be a whole Hugging Face folder with safetensors weights",
+            ) from error
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from printing progress bars and warnings inside the block.
+
+    The settings are global, so one thread at a time is inside.
+    """
+    with _quiet:
+        level = transformers_logging.get_verbosity()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()

@@ -1,0 +1,205 @@
+-- The catalog's tables. They are a picture of the journal and can be rebuilt from it at any time,
+-- so there are no migrations: change them freely and raise SCHEMA_VERSION in poolreg/catalog.py.
+-- Keys are single columns (look-ups are fast only on those); there are no foreign keys.
+
+CREATE TABLE catalog_info (schema_version INTEGER);
+COMMENT ON TABLE catalog_info IS 'One row: the version of this schema';
+COMMENT ON COLUMN catalog_info.schema_version IS 'A catalog of another version is rebuilt';
+
+CREATE TABLE journal_segments (segment VARCHAR PRIMARY KEY, indexed_bytes BIGINT, seen_bytes BIGINT);
+COMMENT ON TABLE journal_segments IS 'How far each journal segment is in this catalog';
+COMMENT ON COLUMN journal_segments.segment IS 'File name under journal/';
+COMMENT ON COLUMN journal_segments.indexed_bytes IS 'Offset after the last record that is in the catalog';
+COMMENT ON COLUMN journal_segments.seen_bytes IS 'Size of the segment then (larger when a torn line ends it)';
+
+CREATE TABLE objects (digest VARCHAR PRIMARY KEY, bytes BIGINT, kind VARCHAR);
+COMMENT ON TABLE objects IS 'Every object that a record names';
+COMMENT ON COLUMN objects.digest IS 'sha256 of the bytes, and the name under objects/';
+COMMENT ON COLUMN objects.bytes IS 'Size in bytes';
+COMMENT ON COLUMN objects.kind IS 'Kind of the first record that names it';
+
+CREATE TABLE names (record VARCHAR PRIMARY KEY, space VARCHAR, name VARCHAR, target VARCHAR, parent VARCHAR, added TIMESTAMP, current BOOLEAN);
+COMMENT ON TABLE names IS 'Every naming ever made; the last one of a name is current';
+COMMENT ON COLUMN names.record IS 'Record id';
+COMMENT ON COLUMN names.space IS 'partition, model or evalset';
+COMMENT ON COLUMN names.name IS 'The name';
+COMMENT ON COLUMN names.target IS 'Digest that it names';
+COMMENT ON COLUMN names.parent IS 'Name of the parent partition or group, if any';
+COMMENT ON COLUMN names.added IS 'UTC time of naming';
+COMMENT ON COLUMN names.current IS 'Whether this is the name''s present meaning';
+
+CREATE TABLE removals (record VARCHAR PRIMARY KEY, kind VARCHAR, target VARCHAR, removed BOOLEAN, added TIMESTAMP);
+COMMENT ON TABLE removals IS 'Tombstones and restorations; the last one counts';
+COMMENT ON COLUMN removals.record IS 'Record id';
+COMMENT ON COLUMN removals.kind IS 'partition, model or evalset';
+COMMENT ON COLUMN removals.target IS 'Digest that was removed or restored';
+COMMENT ON COLUMN removals.removed IS 'false when it was restored';
+COMMENT ON COLUMN removals.added IS 'UTC time';
+
+CREATE TABLE partitions (digest VARCHAR PRIMARY KEY, content VARCHAR, documents BIGINT, bytes BIGINT, units INTEGER, duplicates BIGINT, added TIMESTAMP, removed BOOLEAN);
+COMMENT ON TABLE partitions IS 'Named parts of the training corpus';
+COMMENT ON COLUMN partitions.digest IS 'Digest of the content and of how it is cut into base units';
+COMMENT ON COLUMN partitions.content IS 'Object with the 32-byte digests of its documents, in order';
+COMMENT ON COLUMN partitions.documents IS 'Number of documents';
+COMMENT ON COLUMN partitions.bytes IS 'UTF-8 bytes of text';
+COMMENT ON COLUMN partitions.units IS 'Number of base units';
+COMMENT ON COLUMN partitions.duplicates IS 'Documents that stand in it more than once';
+COMMENT ON COLUMN partitions.added IS 'UTC time of adding';
+COMMENT ON COLUMN partitions.removed IS 'Whether it is tombstoned';
+
+CREATE TABLE partition_files (record VARCHAR, partition VARCHAR, position INTEGER, path VARCHAR, bytes BIGINT, sha256 VARCHAR, documents BIGINT, field VARCHAR, added TIMESTAMP);
+COMMENT ON TABLE partition_files IS 'Where a partition''s text lies on this machine';
+COMMENT ON COLUMN partition_files.record IS 'Record id';
+COMMENT ON COLUMN partition_files.partition IS 'Partition digest';
+COMMENT ON COLUMN partition_files.position IS 'Order of the file in the partition';
+COMMENT ON COLUMN partition_files.path IS 'Absolute path';
+COMMENT ON COLUMN partition_files.bytes IS 'Size of the file';
+COMMENT ON COLUMN partition_files.sha256 IS 'sha256 of the file';
+COMMENT ON COLUMN partition_files.documents IS 'Documents in the file';
+COMMENT ON COLUMN partition_files.field IS 'Field that holds the text in JSON lines and Parquet files';
+COMMENT ON COLUMN partition_files.added IS 'UTC time of adding; only the latest place is kept';
+
+CREATE TABLE units (digest VARCHAR PRIMARY KEY, partition VARCHAR, unit INTEGER, documents BIGINT, bytes BIGINT);
+COMMENT ON TABLE units IS 'Base units: equal slices of partitions, one model is trained on each';
+COMMENT ON COLUMN units.digest IS 'Digest of the unit';
+COMMENT ON COLUMN units.partition IS 'Partition digest';
+COMMENT ON COLUMN units.unit IS 'Number of the unit in its partition, from 1';
+COMMENT ON COLUMN units.documents IS 'Documents, or pieces of cut documents';
+COMMENT ON COLUMN units.bytes IS 'UTF-8 bytes of text';
+
+CREATE TABLE evalsets (digest VARCHAR PRIMARY KEY, object VARCHAR, content VARCHAR, documents BIGINT, bytes BIGINT, added TIMESTAMP, removed BOOLEAN);
+COMMENT ON TABLE evalsets IS 'Texts to measure on';
+COMMENT ON COLUMN evalsets.digest IS 'Digest of the documents in order';
+COMMENT ON COLUMN evalsets.object IS 'Object with the documents, one JSON string a line';
+COMMENT ON COLUMN evalsets.content IS 'Object with the 32-byte digests of the documents';
+COMMENT ON COLUMN evalsets.documents IS 'Number of documents';
+COMMENT ON COLUMN evalsets.bytes IS 'UTF-8 bytes of text';
+COMMENT ON COLUMN evalsets.added IS 'UTC time of adding';
+COMMENT ON COLUMN evalsets.removed IS 'Whether it is tombstoned';
+
+CREATE TABLE contamination (record VARCHAR PRIMARY KEY, evalset VARCHAR, partition VARCHAR, documents BIGINT, added TIMESTAMP);
+COMMENT ON TABLE contamination IS 'Evalset documents that also stand in a training partition';
+COMMENT ON COLUMN contamination.record IS 'Record id';
+COMMENT ON COLUMN contamination.evalset IS 'Evalset digest';
+COMMENT ON COLUMN contamination.partition IS 'Partition digest';
+COMMENT ON COLUMN contamination.documents IS 'How many of the evalset''s documents stand in the partition';
+COMMENT ON COLUMN contamination.added IS 'UTC time of adding';
+
+CREATE TABLE models (digest VARCHAR PRIMARY KEY, model_type VARCHAR, parameters BIGINT, bytes BIGINT, dtype VARCHAR, tokenizer VARCHAR, context_length INTEGER, vocab_size INTEGER, trusted_code BOOLEAN, added TIMESTAMP, removed BOOLEAN);
+COMMENT ON TABLE models IS 'Checkpoints: what the bytes are; what they were trained on stands in runs';
+COMMENT ON COLUMN models.digest IS 'Digest of tensors, configuration and tokenizer';
+COMMENT ON COLUMN models.model_type IS 'Architecture, as in config.json';
+COMMENT ON COLUMN models.parameters IS 'Number of floating-point values stored';
+COMMENT ON COLUMN models.bytes IS 'Bytes of all tensors';
+COMMENT ON COLUMN models.dtype IS 'Storage dtype that holds most bytes';
+COMMENT ON COLUMN models.tokenizer IS 'Tokenizer digest';
+COMMENT ON COLUMN models.context_length IS 'Longest context of the architecture, tokens';
+COMMENT ON COLUMN models.vocab_size IS 'Size of the vocabulary';
+COMMENT ON COLUMN models.trusted_code IS 'Whether it was added with --trust-code';
+COMMENT ON COLUMN models.added IS 'UTC time of adding';
+COMMENT ON COLUMN models.removed IS 'Whether it is tombstoned';
+
+CREATE TABLE model_files (model VARCHAR, role VARCHAR, name VARCHAR, object VARCHAR, bytes BIGINT);
+COMMENT ON TABLE model_files IS 'The files of each model';
+COMMENT ON COLUMN model_files.model IS 'Model digest';
+COMMENT ON COLUMN model_files.role IS 'weights, config or tokenizer';
+COMMENT ON COLUMN model_files.name IS 'File name in the model''s folder';
+COMMENT ON COLUMN model_files.object IS 'Object digest';
+COMMENT ON COLUMN model_files.bytes IS 'Size in bytes';
+
+CREATE TABLE model_tensors (model VARCHAR, name VARCHAR, dtype VARCHAR, shape BIGINT[], sha256 VARCHAR);
+COMMENT ON TABLE model_tensors IS 'The tensors of each model';
+COMMENT ON COLUMN model_tensors.model IS 'Model digest';
+COMMENT ON COLUMN model_tensors.name IS 'Tensor name on disk';
+COMMENT ON COLUMN model_tensors.dtype IS 'Storage dtype';
+COMMENT ON COLUMN model_tensors.shape IS 'Shape';
+COMMENT ON COLUMN model_tensors.sha256 IS 'sha256 of the values';
+
+CREATE TABLE runs (digest VARCHAR PRIMARY KEY, model VARCHAR, role VARCHAR, seed VARCHAR, blend VARCHAR, mixture VARCHAR, scheme VARCHAR, budget VARCHAR, how VARCHAR, tokens BIGINT, steps BIGINT, seconds DOUBLE, final_loss DOUBLE, recipe JSON, added TIMESTAMP);
+COMMENT ON TABLE runs IS 'How models came to be: trained here, or added with what the user said of them';
+COMMENT ON COLUMN runs.digest IS 'Digest of the facts';
+COMMENT ON COLUMN runs.model IS 'Model digest';
+COMMENT ON COLUMN runs.role IS 'seed, unit, reference or other';
+COMMENT ON COLUMN runs.seed IS 'Digest of the seed model that training started from';
+COMMENT ON COLUMN runs.blend IS 'Digest of the exact weights over base units that it was trained on';
+COMMENT ON COLUMN runs.mixture IS 'The mixture as an expression, at the time';
+COMMENT ON COLUMN runs.scheme IS 'micro or macro, for references';
+COMMENT ON COLUMN runs.budget IS 'sum (of the units'' tokens) or same (as one unit), for references';
+COMMENT ON COLUMN runs.how IS 'trained or added';
+COMMENT ON COLUMN runs.tokens IS 'Tokens trained on';
+COMMENT ON COLUMN runs.steps IS 'Optimizer steps';
+COMMENT ON COLUMN runs.seconds IS 'Wall time';
+COMMENT ON COLUMN runs.final_loss IS 'Mean training loss over the last steps, nats a token';
+COMMENT ON COLUMN runs.recipe IS 'Hyperparameters';
+COMMENT ON COLUMN runs.added IS 'UTC time';
+
+CREATE TABLE model_units (run VARCHAR, model VARCHAR, unit VARCHAR, tokens BIGINT, epochs DOUBLE);
+COMMENT ON TABLE model_units IS 'Which base units a model was trained on';
+COMMENT ON COLUMN model_units.run IS 'Run digest';
+COMMENT ON COLUMN model_units.model IS 'Model digest';
+COMMENT ON COLUMN model_units.unit IS 'Unit digest';
+COMMENT ON COLUMN model_units.tokens IS 'Tokens of the unit that were trained on, if known';
+COMMENT ON COLUMN model_units.epochs IS 'Passes over the unit, if known';
+
+CREATE TABLE recipes (digest VARCHAR PRIMARY KEY, components INTEGER, added TIMESTAMP);
+COMMENT ON TABLE recipes IS 'Exact weighted averages of models; one component of weight 1 is that model itself';
+COMMENT ON COLUMN recipes.digest IS 'Digest of models, weights and merge method';
+COMMENT ON COLUMN recipes.components IS 'Number of models';
+COMMENT ON COLUMN recipes.added IS 'UTC time of adding';
+
+CREATE TABLE recipe_components (recipe VARCHAR, model VARCHAR, numerator BIGINT, denominator BIGINT, weight DOUBLE);
+COMMENT ON TABLE recipe_components IS 'The models of each recipe with their weights';
+COMMENT ON COLUMN recipe_components.recipe IS 'Recipe digest';
+COMMENT ON COLUMN recipe_components.model IS 'Model digest';
+COMMENT ON COLUMN recipe_components.numerator IS 'Exact weight, numerator';
+COMMENT ON COLUMN recipe_components.denominator IS 'Exact weight, denominator';
+COMMENT ON COLUMN recipe_components.weight IS 'The weight as a double';
+
+CREATE TABLE mixtures (digest VARCHAR PRIMARY KEY, mixture VARCHAR, scheme VARCHAR, seed VARCHAR, subject VARCHAR, blend VARCHAR, size INTEGER, unit_tokens BIGINT, origin VARCHAR, added TIMESTAMP);
+COMMENT ON TABLE mixtures IS 'Mixtures that were asked for, and the recipe that stands for each';
+COMMENT ON COLUMN mixtures.digest IS 'Digest of weights, scheme and recipe';
+COMMENT ON COLUMN mixtures.mixture IS 'Canonical expression, at the time';
+COMMENT ON COLUMN mixtures.scheme IS 'micro or macro (micro where both are the same average)';
+COMMENT ON COLUMN mixtures.seed IS 'Seed model of its models';
+COMMENT ON COLUMN mixtures.subject IS 'Recipe digest, or model digest for a single model';
+COMMENT ON COLUMN mixtures.blend IS 'Digest of the exact weights over base units';
+COMMENT ON COLUMN mixtures.size IS 'Number of partitions in it';
+COMMENT ON COLUMN mixtures.unit_tokens IS 'Tokens that its unit models were trained on together, if known';
+COMMENT ON COLUMN mixtures.origin IS 'design, adaptive or holdout';
+COMMENT ON COLUMN mixtures.added IS 'UTC time of first asking';
+
+CREATE TABLE mixture_weights (mixture VARCHAR, partition VARCHAR, unit INTEGER, numerator BIGINT, denominator BIGINT, weight DOUBLE);
+COMMENT ON TABLE mixture_weights IS 'Canonical weights of each mixture over partitions or single units';
+COMMENT ON COLUMN mixture_weights.mixture IS 'Mixture digest';
+COMMENT ON COLUMN mixture_weights.partition IS 'Partition digest';
+COMMENT ON COLUMN mixture_weights.unit IS 'Unit number, or 0 for the whole partition';
+COMMENT ON COLUMN mixture_weights.numerator IS 'Exact weight, numerator';
+COMMENT ON COLUMN mixture_weights.denominator IS 'Exact weight, denominator';
+COMMENT ON COLUMN mixture_weights.weight IS 'The weight as a double';
+
+CREATE TABLE protocols (digest VARCHAR PRIMARY KEY, max_length INTEGER, dtype VARCHAR, prefix VARCHAR, tokenizer VARCHAR, window_rule VARCHAR, version INTEGER, added TIMESTAMP);
+COMMENT ON TABLE protocols IS 'How text was scored; rows of different protocols are not comparable';
+COMMENT ON COLUMN protocols.digest IS 'Protocol digest';
+COMMENT ON COLUMN protocols.max_length IS 'Window length, tokens';
+COMMENT ON COLUMN protocols.dtype IS 'Compute dtype';
+COMMENT ON COLUMN protocols.prefix IS 'Which token stands before a document as unscored context';
+COMMENT ON COLUMN protocols.tokenizer IS 'Tokenizer digest';
+COMMENT ON COLUMN protocols.window_rule IS 'How documents are cut into windows';
+COMMENT ON COLUMN protocols.version IS 'Version of the rules';
+COMMENT ON COLUMN protocols.added IS 'UTC time of adding';
+
+CREATE TABLE evaluations (digest VARCHAR PRIMARY KEY, subject VARCHAR, evalset VARCHAR, protocol VARCHAR, nll DOUBLE, tokens BIGINT, bytes BIGINT, documents BIGINT, seconds DOUBLE, device VARCHAR, document_scores VARCHAR, token_scores VARCHAR, added TIMESTAMP);
+COMMENT ON TABLE evaluations IS 'Measured sums of a model or recipe on an evalset under a protocol';
+COMMENT ON COLUMN evaluations.digest IS 'Digest of subject, evalset and protocol: the memo key';
+COMMENT ON COLUMN evaluations.subject IS 'Model or recipe digest';
+COMMENT ON COLUMN evaluations.evalset IS 'Evalset digest';
+COMMENT ON COLUMN evaluations.protocol IS 'Protocol digest';
+COMMENT ON COLUMN evaluations.nll IS 'Sum of negative log-likelihoods, nats';
+COMMENT ON COLUMN evaluations.tokens IS 'Tokens scored';
+COMMENT ON COLUMN evaluations.bytes IS 'UTF-8 bytes scored';
+COMMENT ON COLUMN evaluations.documents IS 'Documents scored';
+COMMENT ON COLUMN evaluations.seconds IS 'Wall time of the evaluation';
+COMMENT ON COLUMN evaluations.device IS 'Device it ran on';
+COMMENT ON COLUMN evaluations.document_scores IS 'Object with the sums of each document';
+COMMENT ON COLUMN evaluations.token_scores IS 'Object with the negative log-likelihood of each token, for single models';
+COMMENT ON COLUMN evaluations.added IS 'UTC time';
