@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -19,11 +19,11 @@ from typing import Any
 
 import duckdb
 
-from poolreg import schema
 from poolreg.errors import Damage, QueryError
 from poolreg.files import lock, storage_errors, sync_folder
 from poolreg.journal import Journal, Record
 from poolreg.records import KINDS, Kind, Row, rows
+from poolreg.schema import script, statements
 
 SCHEMA_VERSION = 1
 _BATCH = 50_000  # records; bounds the memory of indexing
@@ -60,17 +60,19 @@ class Catalog:
 
     def refresh(self) -> None:
         """Bring the catalog up to date with the journal; cheap when nothing is new."""
-        if self._is_current():
+        if self._known_segments() == self._journal.segments():
             return
         self.close()
         with lock(self._lock, what="the catalog"):
-            if not self._is_current():
-                self.close()
-                self._rebuild(from_scratch=self._known_segments() is None)
+            known = self._known_segments()
+            # A connection left open would go on showing the file that is about to be replaced.
+            self.close()
+            if known is None or known != self._journal.segments():
+                self._rebuild(from_scratch=known is None)
 
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""
-        statement = schema.statements("lookups.sql")[name].sql
+        statement = statements("lookups.sql")[name].sql
         return _fetch(self._reader(), statement, parameters).dicts()
 
     def sandbox(
@@ -86,7 +88,7 @@ class Catalog:
         Raises `QueryError` with DuckDB's message.
         """
         self.close()
-        with _open(self.path, read_only=True) as connection:
+        with contextlib.closing(_read_only(self.path)) as connection:
             for setting in _SANDBOX:
                 connection.execute(setting.format(memory=memory))
             timer = Timer(seconds, connection.interrupt)
@@ -104,12 +106,8 @@ class Catalog:
     def _reader(self) -> duckdb.DuckDBPyConnection:
         # A forked child that used its parent's connection would lose data without a word.
         if self._connection is None or self._pid != os.getpid():
-            self._connection, self._pid = duckdb.connect(self.path, read_only=True), os.getpid()
+            self._connection, self._pid = _read_only(self.path), os.getpid()
         return self._connection
-
-    def _is_current(self) -> bool:
-        known = self._known_segments()
-        return known is not None and known == self._journal.segments()
 
     def _known_segments(self) -> dict[str, int] | None:
         """Return the segment sizes that the catalog has seen, or None if it is unusable."""
@@ -134,7 +132,7 @@ class Catalog:
             try:
                 if not from_scratch:
                     shutil.copyfile(self.path, staging)
-                with _open(staging, read_only=False) as connection:
+                with contextlib.closing(duckdb.connect(staging)) as connection:
                     self._index(connection, from_scratch)
                 with open(staging, "rb") as file:
                     os.fsync(file.fileno())
@@ -148,7 +146,7 @@ class Catalog:
         connection.execute("BEGIN")
         if from_scratch:
             for file in ("tables.sql", "macros.sql", "views.sql"):
-                connection.execute(schema.script(file))
+                connection.execute(script(file))
             connection.execute("INSERT INTO catalog_info VALUES (?)", [SCHEMA_VERSION])
         known = dict(
             connection.execute("SELECT segment, indexed_bytes FROM journal_segments").fetchall()
@@ -163,8 +161,8 @@ class Catalog:
                 "INSERT OR REPLACE INTO journal_segments VALUES (?, ?, ?)", [segment, offset, size]
             )
         loader.flush()
-        for statement in schema.statements("settle.sql").values():
-            connection.execute(statement.sql)
+        for settling in statements("settle.sql").values():
+            connection.execute(settling.sql)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
 
@@ -223,23 +221,22 @@ class _Loader:
         text = {pa.timestamp("us"): pa.string()}
         fields = [(field.name, text.get(field.type, field.type)) for field in shape]
         known = {name for name, _ in fields} & found[0].keys()
-        schema_in = pa.schema([(name, kind) for name, kind in fields if name in known])
+        fields_in = pa.schema([(name, kind) for name, kind in fields if name in known])
         try:
-            batch = pa.Table.from_pylist(found, schema=schema_in)
+            batch = pa.Table.from_pylist(found, schema=fields_in)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise Damage(
                 f"a record for {table} has a field of the wrong type: {error}",
                 hint="remove the segment that was not written by poolreg from journal/",
             ) from error
         self.connection.register("batch", batch)
-        statement = schema.statements("insert.sql").get(table)
-        sql = statement.sql if statement else f"INSERT INTO {table} BY NAME FROM batch"
+        special = statements("insert.sql").get(table)
+        sql = special.sql if special else f"INSERT INTO {table} BY NAME FROM batch"
         self.connection.execute(sql)
         self.connection.unregister("batch")
 
 
 _SANDBOX = (
-    "SET python_enable_replacements = false",
     "SET enable_external_access = false",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
@@ -249,13 +246,18 @@ _SANDBOX = (
 )
 
 
-@contextlib.contextmanager
-def _open(path: Path, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-    connection = duckdb.connect(path, read_only=read_only)
-    try:
-        yield connection
-    finally:
-        connection.close()
+def _read_only(path: Path) -> duckdb.DuckDBPyConnection:
+    """Open the published file as it is now.
+
+    DuckDB would hand a second connection to a path the file that the first one has open, even
+    after it was replaced; attaching to a database in memory of our own avoids that.
+    """
+    connection = duckdb.connect(":memory:")
+    place = str(path).replace("'", "''")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute(f"ATTACH '{place}' AS pool (READ_ONLY)")
+    connection.execute("USE pool")
+    return connection
 
 
 def _fetch(

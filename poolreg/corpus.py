@@ -441,8 +441,8 @@ def unit_documents(
     3. else at the first line end (after a LF, or the end of the document) at or after t_i.
 
     So the rule looks at nothing but the text, N and T; each byte is in one unit; a unit's size
-    differs from T/N by less than its longest line or 1% of a unit, whichever is more; and no
-    line is ever cut. A part of a cut document is a document of its unit.
+    differs from T/N by less than the longest line or 1% of a unit, whichever is more, and a
+    byte of rounding; no line is ever cut. A part of a cut document is a document of its unit.
 
     Raises `UsageError` if a unit would be empty, `Drift` if the text is not `total_bytes` long
     (found only by reading to the end, that is, for the last unit).
@@ -522,10 +522,11 @@ def decode_documents(data: bytes) -> list[str]:
 def _decode_document(line: bytes, number: int) -> str:
     try:
         document = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        document = None
-    # Only the canonical spelling: one content, one object.
-    if not isinstance(document, str) or canonical_json(document) != line:
+        # Only the canonical spelling: one content, one object.
+        canonical = canonical_json(document) == line
+    except (ValueError, RecursionError, Refused):
+        document, canonical = None, False
+    if not isinstance(document, str) or not canonical:
         raise Refused(
             f"stored evalset: line {number} is not a canonical JSON string",
             hint="add the evalset again from its files",

@@ -44,7 +44,8 @@ def refuse_code(value: dict[str, Any], path: Path) -> None:
     if reason:
         raise Refused(
             f"{path} asks to run code of its author: {reason}",
-            hint="read that code; if you trust it, say so with --trust-code (trust_code=True)",
+            hint="read that code; if you trust it, say so with --trust-code (trust_code=True); "
+            "where the library knows the model without it, remove that entry from the file",
             path=str(path),
         )
 
@@ -58,7 +59,7 @@ def _code(value: Any) -> str:
         if key == "auto_map" and item:
             return "it has an auto_map"
         if key.endswith("_implementation") and "/" in json.dumps(item):
-            return f"its {key} is a repository"
+            return f"its {key!r} is a repository"
     return next(filter(None, map(_code, value.values())), "")
 
 

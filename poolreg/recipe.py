@@ -10,6 +10,7 @@ as a whole. Every mistake is a `ConfigError` that names the table and the key. N
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -152,10 +153,10 @@ class TrainingRecipe:
 
     def as_record(self) -> dict[str, Any]:
         """Return the recipe as JSON values (a tokenizer folder as its path)."""
-        folder = self.tokenizer.folder
+        folder, size = self.tokenizer.folder, self.tokenizer.vocab_size
         return {
             "model": dict(self.model),
-            "tokenizer": {"folder": str(folder)} if folder else {"vocab_size": self.vocab_size},
+            "tokenizer": {"folder": str(folder)} if folder else {"vocab_size": size},
             "roles": {role: settings.as_record() for role, settings in self.roles.items()},
         }
 
@@ -188,7 +189,7 @@ def load_recipe(path: Path) -> TrainingRecipe:
         tables = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"the recipe {path} is not UTF-8 text", path=str(path)) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the recipe {path} is not TOML: {error}", path=str(path)) from error
     try:
         return _recipe(tables, path.parent)
@@ -260,7 +261,7 @@ def _read(name: str, table: Mapping[str, Any], rules: Mapping[str, _Rule]) -> di
             raise ConfigError(f"[{name}] has no key {key}", hint=hint, table=name, key=key)
         clean[key] = rules[key].clean(value)
         if clean[key] is None:
-            words = f"[{name}] {key} must be {rules[key].words}, not {value!r}"
+            words = f"[{name}] {key} must be {rules[key].words}, not {reprlib.repr(value)}"
             raise ConfigError(words, table=name, key=key)
     return clean
 
@@ -280,5 +281,5 @@ def _check_model(model: Mapping[str, Any]) -> None:
         try:
             canonical_json(value)
         except Refused as error:
-            words = f"[model] {key} cannot be stored in a model's config: {value!r}"
+            words = f"[model] {key} cannot be stored in a model's config: {reprlib.repr(value)}"
             raise ConfigError(words, table="model", key=key) from error

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
@@ -32,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from poolreg.errors import ConfigError, Incompatible, Refused
+from poolreg.errors import ConfigError, Incompatible, NotFound, Refused
 from poolreg.files import read_capped
 from poolreg.protocol import Protocol, rolling_windows
 
@@ -52,8 +53,8 @@ CONSTANTS = re.compile(
 
 # What from_pretrained raises for folders that are incomplete, malformed or of an unknown kind.
 LOADING_ERRORS = (
-    OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError,
-    SafetensorError,
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError,
+    RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 
 _quiet = threading.RLock()
@@ -73,6 +74,12 @@ class TokenisedSet:
     windows: Ints  # [W, 3]
     tokens: Ints  # [D] tokens scored per document
     bytes: Ints  # [D] UTF-8 bytes per document
+
+    @property
+    def prefixes(self) -> Ints:
+        """Places of the prefix tokens in the stream, [D]."""
+        lengths = self.tokens + 1
+        return np.cumsum(lengths) - lengths
 
     @property
     def total_tokens(self) -> int:
@@ -129,17 +136,18 @@ def load_model(
 ) -> PreTrainedModel:  # fmt: skip
     """Load a causal language model from a Hugging Face folder, strictly, for evaluation.
 
-    Raises `Refused` when a tensor is missing, left over or of another shape than the
-    configuration says, when the folder cannot be loaded, and when its configuration asks for
-    code of its own and `trust_code` is not set.
+    Raises `NotFound` without a folder, and `Refused` when a tensor is missing, left over or of
+    another shape than the configuration says, when the folder cannot be loaded, and when its
+    configuration asks for code of its own and `trust_code` is not set.
     """
-    refuse_custom_code(folder, "config.json", trust_code=trust_code)
+    if not trust_code:
+        _refuse_custom_code(folder, "config.json")
     with _loading(folder, "model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
             trust_remote_code=trust_code, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    _check_loaded(folder, info)
+    _check_loaded(folder, model, info)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -147,11 +155,12 @@ def load_tokenizer(folder: Path, *, trust_code: bool = False) -> PreTrainedToken
     """Load the tokenizer of a folder.
 
     A config.json in the folder takes part in choosing the tokenizer's class, so give the folder
-    of the model. Raises `Refused` when it cannot be loaded or asks for code of its own and
-    `trust_code` is not set.
+    of the model. Raises `NotFound` without a folder, and `Refused` when it cannot be loaded or
+    asks for code of its own and `trust_code` is not set.
     """
-    for name in ("config.json", "tokenizer_config.json"):
-        refuse_custom_code(folder, name, trust_code=trust_code)
+    if not trust_code:
+        _refuse_custom_code(folder, "config.json")
+        _refuse_custom_code(folder, "tokenizer_config.json")
     with _loading(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_code
@@ -212,28 +221,26 @@ def score(
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 16384)
     batch_tokens = min(batch_tokens, LOGITS_AT_ONCE // vocabulary)
     stream = torch.from_numpy(tokens.stream).to(device, torch.int64)
-    first = np.cumsum(tokens.windows[:, 2]) - tokens.windows[:, 2]  # [W] of a window's predictions
-    nll = np.empty(tokens.total_tokens, np.float32)
+    nll = np.empty(len(tokens.stream), np.float32)  # beside each token; nothing at the prefixes
     model.eval()
     for rows in _batches(tokens.windows, batch_tokens):
-        windows = tokens.windows[rows]  # [B, 3]
-        values = _score_batch(model, stream, windows)
-        places = _ranges(first[rows], windows[:, 2])
+        places, values = _score_batch(model, stream, tokens.windows[rows])
         nll[places] = values
         if not np.isfinite(values).all():
             _refuse_not_finite(tokens, int(places[~np.isfinite(values)].min()))
         if progress is not None:
             progress(len(places))
+    token_nll = np.delete(nll, tokens.prefixes)
     documents = np.repeat(np.arange(len(tokens.tokens)), tokens.tokens)  # [N]
-    sums = np.bincount(documents, weights=nll, minlength=len(tokens.tokens)).astype(np.float64)
-    return Scores(nll=sums, tokens=tokens.tokens, bytes=tokens.bytes, token_nll=nll)
+    sums = np.bincount(documents, weights=token_nll, minlength=len(tokens.tokens))
+    return Scores(sums.astype(np.float64), tokens.tokens, bytes=tokens.bytes, token_nll=token_nll)
 
 
 @torch.inference_mode()
 def _score_batch(
     model: PreTrainedModel, stream: torch.Tensor, windows: Ints
-) -> NDArray[np.float32]:
-    """Return the NLL of the windows' predictions, joined in the order of the windows."""
+) -> tuple[Ints, NDArray[np.float32]]:
+    """Return the places in the stream of the tokens that the windows predict, and their NLL."""
     starts, stops, scored = windows.T
     longest = int((stops - starts).max())
     places = starts[:, None] + np.arange(longest)  # [B, T] into the stream
@@ -245,7 +252,8 @@ def _score_batch(
     logits = logits.flatten(0, 1)
     predicting = real & (places >= (stops - scored)[:, None])
     sources = torch.from_numpy(np.flatnonzero(predicting)).to(stream.device)
-    targets = stream[torch.from_numpy(places[predicting] + 1).to(stream.device)]
+    predicted = places[predicting] + 1
+    targets = stream[torch.from_numpy(predicted).to(stream.device)]
     step = max(1, SOFTMAX_AT_ONCE // logits.shape[1])
     parts = [
         cross_entropy(
@@ -253,8 +261,7 @@ def _score_batch(
         )
         for at in range(0, len(sources), step)
     ]
-    values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-    return values
+    return predicted, torch.cat(parts).cpu().numpy()
 
 
 def _batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:
@@ -272,12 +279,6 @@ def _batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:
         rows = rows[lengths[rows] >= SHORTEST_IN_BATCH * longest]
         yield rows
         start += len(rows)
-
-
-def _ranges(starts: Ints, counts: Ints) -> Ints:
-    """Return the ranges [start, start + count), joined."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(starts - before, counts) + np.arange(counts.sum())
 
 
 def _check_fit(model: PreTrainedModel, tokens: TokenisedSet) -> int:
@@ -301,7 +302,7 @@ def _check_fit(model: PreTrainedModel, tokens: TokenisedSet) -> int:
 
 
 def _refuse_not_finite(tokens: TokenisedSet, place: int) -> None:
-    document = int(np.searchsorted(np.cumsum(tokens.tokens), place, side="right"))
+    document = int(np.searchsorted(tokens.prefixes, place)) - 1
     raise Refused(
         f"the log-likelihood of document {document} is not finite",
         hint="likely causes: NaN or infinite weights, training that diverged, or a dtype too "
@@ -328,11 +329,8 @@ def _utf8_bytes(index: int, text: str) -> int:
         ) from error
 
 
-def refuse_custom_code(folder: Path, name: str, *, trust_code: bool) -> None:
-    """Raise `Refused` when the folder's JSON file `name` is malformed or names custom code.
-
-    A file that does not exist names none.
-    """
+def _refuse_custom_code(folder: Path, name: str) -> None:
+    """Raise `Refused` when the folder's JSON file `name`, if there is one, names custom code."""
     path = folder / name
     if not path.exists():
         return
@@ -342,44 +340,56 @@ def refuse_custom_code(folder: Path, name: str, *, trust_code: bool) -> None:
         raise Refused(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise Refused(f"{path} is not a JSON object")
-    if "auto_map" in config and not trust_code:
+    # An attention implementation with a slash is a kernel that would be fetched from the Hub.
+    kernels = [value for key, value in config.items() if "attn_implementation" in key]
+    if "auto_map" in config or "/" in str(kernels):
         raise Refused(
-            f"{path} asks for Python code of its own (auto_map)",
+            f"{path} asks for code from outside transformers (auto_map or a kernel)",
             hint="read that code; if you trust it, say --trust-code",
         )
 
 
-def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
-    left_over = [key for key in info["unexpected_keys"] if not CONSTANTS.search(key)]
-    reshaped = [
-        f"{key} ({list(old)}, not {list(new)})" for key, old, new in info["mismatched_keys"]
-    ]
+def _check_loaded(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raise `Refused` when the files' tensors are not exactly those of the configuration."""
+    reshaped = [f"{key} {list(old)} not {list(new)}" for key, old, new in info["mismatched_keys"]]
     kinds = {
         "missing": sorted(info["missing_keys"]),
-        "left over": sorted(left_over),
+        "left over": sorted(key for key in info["unexpected_keys"] if not CONSTANTS.search(key)),
         "of another shape": sorted(reshaped),
+        # The library leaves tensors untied, with a mere warning, when the file holds two.
+        "tied in config.json but stored as two": sorted(_untied(model)),
     }
     said = [
         f"{len(keys)} {kind}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
         for kind, keys in kinds.items()
         if keys
-    ]
-    if said or info["error_msgs"]:
+    ] + list(info["error_msgs"])
+    if said:
         raise Refused(
-            f"the tensors of {folder} are not those of its config.json: "
-            + "; ".join([*said, *info["error_msgs"]]),
+            f"the tensors in {folder} are not those of its config.json: {'; '.join(said)}",
             hint="save the model again with the library that trained it (save_pretrained)",
-            **{kind.replace(" ", "_"): keys for kind, keys in kinds.items()},
+            tensors=[key for keys in kinds.values() for key in keys],
         )
+
+
+def _untied(model: PreTrainedModel) -> set[str]:
+    expected = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return set(expected) - set(model.all_tied_weights_keys)
 
 
 @contextlib.contextmanager
 def _loading(folder: Path, what: str) -> Iterator[None]:
     """Turn the library's errors into `Refused`, and keep its messages off the terminal."""
+    if not folder.is_dir():
+        # The library would take the name for a model on the Hub and look in its cache.
+        raise NotFound(f"there is no folder {folder}", hint="check the path of the model")
     with quiet_transformers():
         try:
             yield
-        except LOADING_ERRORS as error:
+        except Exception as error:
+            # The tokenizers library raises plain Exception for a malformed file.
+            if type(error) is not Exception and not isinstance(error, LOADING_ERRORS):
+                raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise Refused(
                 f"the {what} in {folder} cannot be loaded: {reason[0]}",

@@ -315,13 +315,29 @@ def plan_shards(tensors: Mapping[str, Layout], max_bytes: int) -> list[list[str]
 def write_file(
     path: Path, arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays as a canonical safetensors file, whole or not at all.
+    """Write arrays as a canonical safetensors file, whole or not at all; as `encode` otherwise."""
+    pieces = _pieces(arrays, metadata or {})
+    with staged(path) as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+def encode(
+    arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the bytes of a canonical safetensors file.
 
     `arrays` maps each name to its safetensors dtype and its array in the numpy dtype of
     `NUMPY_DTYPES` (bfloat16 as uint16 bit patterns). Raises `Refused` when the two disagree.
     """
+    return b"".join(_pieces(arrays, metadata or {}))
+
+
+def _pieces(
+    arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
     layouts = {name: (dtype, array.shape) for name, (dtype, array) in arrays.items()}
-    start, infos = plan_file(layouts, metadata or {})
+    start, infos = plan_file(layouts, metadata)
     for name, (dtype, array) in arrays.items():
         if array.dtype != np.dtype(NUMPY_DTYPES[dtype]):
             raise Refused(
@@ -329,10 +345,8 @@ def write_file(
                 hint=f"pass it as {np.dtype(NUMPY_DTYPES[dtype])}",
                 tensor=name,
             )
-    with staged(path) as file:
-        file.write(start)
-        for name in infos:
-            file.write(np.ascontiguousarray(arrays[name][1]).data)
+    data = (np.ascontiguousarray(arrays[name][1]).reshape(-1).view(np.uint8) for name in infos)
+    return [start, *(piece.data for piece in data)]
 
 
 def read_array(path: Path, info: TensorInfo) -> Array:

@@ -30,6 +30,8 @@ _VOCABULARIES = frozenset({
 _BESIDE = frozenset({_CONFIG, _SPECIAL, "added_tokens.json", "chat_template.jinja"})
 _TOKENS = ("bos_token", "eos_token", "unk_token")
 _SWITCHES = ("add_bos_token", "add_eos_token", "add_prefix_space")
+_SLOW_SWITCHES = ("do_lower_case", "legacy")  # a tokenizer.json has them built in
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # what 4 and 5 call the same class
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ def read_tokenizer(folder: Path, *, trust_code: bool = False) -> TokenizerFiles 
     config = read_object(files[_CONFIG], MAX_CONFIG) if _CONFIG in files else {}
     if not trust_code:
         refuse_code(config, folder / _CONFIG)
-    facts: dict[str, Any] = {"special": _special(files, config)}
+    facts: dict[str, Any] = {"class": _class(config), "special": _special(files, config)}
     if _WHOLE in files:
         facts["tokenizer"] = _encoding(read_object(files[_WHOLE], MAX_TOKENIZER))
     else:
-        facts["class"] = _class_name(config)
+        facts["slow"] = {key: config.get(key) for key in _SLOW_SWITCHES}
         facts["files"] = {name: _digest(files[name]) for name in files if _has_tokens(name)}
     return TokenizerFiles(files, digest_of(facts))
 
@@ -86,9 +88,12 @@ def _digest(path: Path) -> str:
     return sha256(read_capped(path, MAX_TOKENIZER, error=Refused, what=path.name))
 
 
-def _class_name(config: Mapping[str, Any]) -> str | None:
+def _class(config: Mapping[str, Any]) -> str | None:
+    """Return the class that loads the files: some replace what a tokenizer.json says."""
     name = config.get("tokenizer_class")
-    return name.removesuffix("Fast") if isinstance(name, str) else None
+    if not isinstance(name, str) or name in _PLAIN:
+        return None
+    return name.removesuffix("Fast")
 
 
 def _special(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +118,22 @@ def _encoding(tokenizer: dict[str, Any]) -> dict[str, Any]:
     result = {key: _spelled_out(tokenizer.get(key)) for key in parts - {"model"}}
     if _adds_nothing(result["post_processor"]):
         result["post_processor"] = None
-    model = tokenizer.get("model")
-    if isinstance(model, dict):
-        model = {key: item for key, item in model.items() if item is not None and item is not False}
-        if isinstance(model.get("merges"), list):
-            model["merges"] = [_pair(merge) for merge in model["merges"]]
-    return result | {"model": model}
+    return result | {"model": _model(tokenizer.get("model"))}
+
+
+def _model(model: Any) -> Any:
+    if not isinstance(model, dict):
+        return model
+    bpe = model.get("type", "BPE") == "BPE" and "merges" in model
+    off = {
+        key
+        for key, item in model.items()
+        if item is None or item is False or (bpe and item == "")  # an affix of no characters
+    }
+    model = {key: item for key, item in model.items() if key not in off}
+    if bpe and isinstance(model["merges"], list):
+        model |= {"type": "BPE", "merges": [_pair(merge) for merge in model["merges"]]}
+    return model
 
 
 def _spelled_out(value: Any) -> Any:
@@ -133,8 +148,12 @@ def _spelled_out(value: Any) -> Any:
 def _adds_nothing(processor: Any) -> bool:
     if not isinstance(processor, dict):
         return False
-    template = processor.get("type") == "TemplateProcessing" and not processor.get("special_tokens")
-    return template or processor.get("type") == "ByteLevel"
+    if processor.get("type") == "ByteLevel":
+        return True
+    single = processor.get("single")
+    if processor.get("type") != "TemplateProcessing" or not isinstance(single, list):
+        return False
+    return len(single) == 1 and isinstance(single[0], dict) and "Sequence" in single[0]
 
 
 def _pair(merge: Any) -> Any:

@@ -28,6 +28,9 @@ from poolreg.recipe import Hyperparameters
 
 END_OF_TEXT = "<|endoftext|>"
 
+# Lists of ids take ten times the memory of the text, so a corpus goes through in pieces.
+CHARACTERS_AT_ONCE = 1 << 22
+
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> int:
     """Train a byte-level BPE on the documents and save it as a tokenizer folder; return its size.
@@ -51,7 +54,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
     )
-    with _staged_folder(folder) as staging:
+    with staged_folder(folder) as staging:
         tokenizer.save_pretrained(staging)
     return len(tokenizer)
 
@@ -61,9 +64,13 @@ def encode_stream(documents: Iterable[str], tokenizer: Any) -> NDArray[Any]:
 
     Each document stands between the tokens that scoring puts around it: before it the
     beginning-of-text token, or the end-of-text token where there is no other; after it the end.
-    uint16 where the vocabulary allows it, else uint32.
+    uint16 where the vocabulary allows it, else uint32. Raises `ConfigError` for a tokenizer
+    without an end-of-text token.
     """
     end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if end is None:
+        words = f"the tokenizer {tokenizer.name_or_path} has no end-of-text token"
+        raise ConfigError(words, hint="set eos_token in its tokenizer_config.json")
     separator = [end] if begin in (None, end) else [end, begin]
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     parts = [np.array(separator[-1:], dtype)]
@@ -73,13 +80,12 @@ def encode_stream(documents: Iterable[str], tokenizer: Any) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def _groups(documents: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:
-    # Python lists of ids take ten times the text's memory, so a corpus goes through in pieces.
+def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
     group, size = [], 0
     for document in documents:
         group.append(document)
         size += len(document)
-        if size >= characters:
+        if size >= CHARACTERS_AT_ONCE:
             yield group
             group, size = [], 0
     if group:
@@ -170,11 +176,34 @@ def _apportion(total: int, weights: Sequence[Fraction]) -> list[int]:
 def _shuffled(count: int, *words: Any) -> NDArray[np.intp]:
     """Return a permutation of range(count) that `words` decide."""
     # Raw bits and a stable sort: numpy keeps these for ever, but not `Generator.permutation`.
-    bits = np.random.PCG64(np.random.SeedSequence(_seed(*words))).random_raw(count)
+    bits = np.random.PCG64(np.random.SeedSequence(seed_of(*words))).random_raw(count)
     return np.argsort(bits, kind="stable")
 
 
-def _seed(*words: Any) -> int:
+def seed_of(*words: Any) -> int:
+    """Return the seed, of 256 bits, that these JSON values decide."""
     return int(digest_of(words), 16)
 
 
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` when the block ends without an error."""
+    name = f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    staging = target.with_name(name)
+    with storage_errors(f"writing {target}"):
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            for path in staging.iterdir():
+                sync_file(path)
+            sync_folder(staging)
+            staging.rename(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that another library has written to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

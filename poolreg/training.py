@@ -1,51 +1,70 @@
-"""Training: a tokenizer from text, text to tokens, the order of the data, and a plain loop.
+"""Training: a plain loop over shuffled blocks of tokens, from new weights or from a folder.
 
 Promises: the same start, data and settings on one thread give the same weights bit for bit,
-however often the run was interrupted and resumed. All randomness is derived from (seed, step)
-or (seed, epoch, source), so there is no generator state to save. Text of several sources is
-shuffled as one. The output folder is whole or absent, and nothing is printed.
+however often the run was interrupted and resumed. All randomness is derived from the seed and
+the number of the step, so there is no generator state to save. The output folder is whole or
+absent, and nothing is printed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import math
-import secrets
 import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from poolreg.canonical import canonical_json, digest_of
-from poolreg.errors import ConfigError, Conflict, Incompatible, Refused, StorageError, UsageError
+from poolreg.build import build_model
+from poolreg.canonical import canonical_json
+from poolreg.errors import ConfigError, Conflict, Incompatible, StorageError
 from poolreg.files import storage_errors, sync_folder
-from poolreg.recipe import Hyperparameters, nearest
+from poolreg.recipe import Hyperparameters
+from poolreg.scoring import load_model, load_tokenizer, pick_device, quiet_transformers
+from poolreg.tokens import (
+    BatchPlan,
+    Source,
+    SourceShare,
+    plan_batches,
+    seed_of,
+    staged_folder,
+    sync_file,
+)
 
-END_OF_TEXT = "<|endoftext|>"
+CHECKPOINT = "checkpoint.safetensors"
+
+# The files that make up a tokenizer folder of any kind.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja",
 )  # fmt: skip
 
-# -------------------------------------------------------------------------------- training
+# Whatever tokenizers differ in: contractions, digits, accents, line ends, runs of spaces.
+_PROBE = "Don't say 12345 nai\u0308ve \u00e9t\u00e9s\r\n\tx = [3.14]  # \u4f60\u597d \U0001f600\n\n"
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where an unfinished training is kept, and the digest that says whose it is."""
+    """Where a training is kept while it runs, and the digest that says whose it is.
+
+    The caller removes the folder when the model is safe elsewhere.
+    """
 
     folder: Path
     key: str  # of start, data and settings: a checkpoint with another key is ignored
@@ -100,22 +119,17 @@ def train(
     if out.exists():
         raise Conflict(f"{out} exists already", hint="choose another place or remove it first")
     plan = plan_batches(sources, settings)
-    where = _device(device)
-    with _quiet(), _threads(threads), _own_randomness(where):
-        run = _Run(_model(start, load_tokenizer(tokenizer), settings), settings, where)
+    where = pick_device(device)
+    with quiet_transformers(), _threads(threads), _own_randomness(where), _enough_memory(where):
+        run = _Run(_model(start, tokenizer, settings), settings, where)
         _check_ids(run.model, sources)
         if resume:
             run.restore(resume)
-        by_key = {source.key: source.tokens for source in sources}
-        arrays = [by_key[share.key] for share in plan.shares]
+        tokens = {source.key: source.tokens for source in sources}
+        arrays = [tokens[share.key] for share in plan.shares]
         _loop(run, plan.order, arrays, resume=resume, progress=progress, stop=stop_requested)
         _save(run.model, settings.dtype, tokenizer, out)
-    if resume:
-        resume.folder.joinpath(_CHECKPOINT).unlink(missing_ok=True)
-    return _result(run, plan, where)
-
-
-_CHECKPOINT = "checkpoint.safetensors"
+    return _result(run, plan)
 
 
 @dataclass
@@ -144,14 +158,12 @@ class _Run:
     def step(self, blocks: Tensor) -> float:
         """Train on blocks, [batch, context + 1] token ids; return the mean loss before it."""
         number = len(self.losses)
-        torch.manual_seed(_seed("step", self.settings.seed, number) % 2**63)  # for dropout
+        torch.manual_seed(seed_of("step", self.settings.seed, number) % 2**63)  # for dropout
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, number)
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(input_ids=blocks[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), blocks[:, 1:].flatten()
-        )
+        loss = cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         limit = self.settings.clip or math.inf
@@ -171,26 +183,26 @@ class _Run:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         about = canonical_json({"key": resume.key, "seconds": self.seconds}).decode()
-        target = resume.folder / _CHECKPOINT
+        target = resume.folder / CHECKPOINT
         temporary = target.with_suffix(".tmp")
         with _writing(f"the checkpoint {target}"):
             resume.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary, metadata={"poolreg": about})
-            _sync_file(temporary)
+            sync_file(temporary)
             temporary.replace(target)
             sync_folder(resume.folder)
 
     def restore(self, resume: Resume) -> None:
         """Go on from the checkpoint, if there is one and it has this training's key."""
-        path = resume.folder / _CHECKPOINT
+        path = resume.folder / CHECKPOINT
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("poolreg", "{}"))
+                if about.get("key") != resume.key:
+                    return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (FileNotFoundError, SafetensorError):
             return  # a checkpoint only saves time: without a readable one training starts anew
-        if about.get("key") != resume.key:
-            return
         state: dict[int, dict[str, Tensor]] = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:
             _, index, entry = name.split(".")
@@ -219,8 +231,8 @@ def learning_rate(settings: Hyperparameters, step: int) -> float:
 
 def _loop(
     run: _Run,
-    order: npt.NDArray[np.int32],
-    arrays: Sequence[npt.NDArray[Any]],
+    order: NDArray[np.int32],
+    arrays: Sequence[NDArray[Any]],
     *,
     resume: Resume | None,
     progress: Callable[[TrainProgress], None] | None,
@@ -230,11 +242,12 @@ def _loop(
     first, before = len(run.losses), run.seconds
     began = saved = time.monotonic()
     with _interrupts() as interrupted:
-        for done, batch in enumerate(order[first:].tolist(), first + 1):
-            blocks = np.stack([arrays[s][b * width : (b + 1) * width + 1] for s, b in batch])
+        for step in range(first, len(order)):
+            places = order[step].tolist()  # Python numbers: 32 bits overflow in a large corpus
+            blocks = np.stack([arrays[s][b * width : (b + 1) * width + 1] for s, b in places])
             loss = run.step(torch.from_numpy(blocks.astype(np.int64)).to(run.device))
             run.losses.append(loss)
-            now = time.monotonic()
+            done, now = step + 1, time.monotonic()
             run.seconds = before + now - began
             if progress:
                 speed = (done - first) * per_step / max(now - began, 1e-9)
@@ -247,10 +260,10 @@ def _loop(
                 raise KeyboardInterrupt
 
 
-def _result(run: _Run, plan: BatchPlan, device: torch.device) -> TrainResult:
+def _result(run: _Run, plan: BatchPlan) -> TrainResult:
     losses, steps = np.array(run.losses), len(run.losses)
     ends = np.unique(np.linspace(0, steps, min(200, steps) + 1).astype(int))
-    pairs = zip(ends, ends[1:], strict=False)
+    pairs = itertools.pairwise(ends)
     return TrainResult(
         steps=steps,
         tokens=run.settings.tokens,
@@ -258,77 +271,127 @@ def _result(run: _Run, plan: BatchPlan, device: torch.device) -> TrainResult:
         final_loss=float(losses[-math.ceil(steps / 20) :].mean()),
         curve=tuple((int(stop), float(losses[start:stop].mean())) for start, stop in pairs),
         shares=plan.shares,
-        device=str(device),
+        device=str(run.device),
     )
 
 
 # ---------------------------------------------------------------------------------- models
 
 
-def _model(start: Path | Mapping[str, Any], tokenizer: Any, settings: Hyperparameters) -> Any:
+def _model(start: Path | Mapping[str, Any], folder: Path, settings: Hyperparameters) -> Any:
     """Return the model to train, in float32 on the CPU."""
     if isinstance(start, Path):
-        model = _load(start)
+        model = load_model(start).requires_grad_(True)
     else:
-        torch.manual_seed(_seed("weights", settings.seed) % 2**63)
-        model = _build(start, tokenizer, settings.context)
+        torch.manual_seed(seed_of("weights", settings.seed) % 2**63)
+        model = build_model(start, load_tokenizer(folder), settings.context)
+    _check_tokenizer(model, folder)
     longest = getattr(model.config, "max_position_embeddings", None) or settings.context
     if settings.context > longest:
         words = f"a context of {settings.context} tokens is longer than the model's {longest}"
-        hint = "lower context in the recipe, or build the seed with max_position_embeddings"
+        hint = "lower context in the recipe, or give the seed's [model] max_position_embeddings"
         raise ConfigError(words, hint=hint, key="context")
     return model
 
 
-def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def _check_tokenizer(model: Any, folder: Path) -> None:
+    # Beside a config.json of some model types AutoTokenizer rebuilds the tokenizer after its own
+    # pattern, so that text would be cut otherwise in scoring than it was in training.
+    with tempfile.TemporaryDirectory() as beside:
+        _copy_tokenizer(folder, Path(beside))
+        model.config.save_pretrained(beside)
+        alone, within = load_tokenizer(folder), load_tokenizer(Path(beside))
+    if alone(_PROBE)["input_ids"] != within(_PROBE)["input_ids"]:
+        kind = model.config.model_type
+        words = f"transformers reads the tokenizer in {folder} differently in a {kind} model"
+        hint = "choose another model_type, or a tokenizer folder made for this one"
+        raise ConfigError(words, hint=hint, table="model", key="model_type")
+    if len(alone) > (rows := model.get_input_embeddings().num_embeddings):
+        words = f"the tokenizer in {folder} has {len(alone)} tokens, the model only {rows}"
+        hint = "use the model's own tokenizer, or leave vocab_size out of [model]"
+        raise Incompatible(words, hint=hint)
 
+
+def _check_ids(model: Any, sources: Sequence[Source]) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for source in sources:
+        if int(source.tokens.max()) >= vocabulary:
+            words = f"source {source.key} has token {source.tokens.max()}"
+            hint = "encode the text with the tokenizer that the model was trained with"
+            raise Incompatible(f"{words}, but the model knows {vocabulary} tokens", hint=hint)
+
+
+def _save(model: Any, dtype: str, tokenizer: Path, out: Path) -> None:
+    model.to(getattr(torch, dtype))
+    with _writing(f"the model {out}"), staged_folder(out) as staging:
+        model.save_pretrained(staging)
+        _copy_tokenizer(tokenizer, staging)
+
+
+def _copy_tokenizer(folder: Path, to: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, to / name)
+
+
+# ------------------------------------------------------------------------- the surroundings
+
+
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+    with storage_errors(f"writing {what}"):
+        try:
+            yield
+        except SafetensorError as error:  # its writer's only error: the disk
+            raise StorageError(f"writing {what}: {error}", hint="free some disk space") from error
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise Refused(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            words = f"the model in {folder} has {kind.replace('_', ' ')}: {sorted(report[kind])}"
-            raise Refused(words, hint="its config and its weights do not belong together")
-    return model
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _build(given: Mapping[str, Any], tokenizer: Any, context: int) -> Any:
-    """Return a model with new weights, sized for the tokenizer and the context."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+@contextlib.contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    # The caller's random numbers must not depend on whether a training came between.
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
 
-    kind, sizes = given["model_type"], {k: v for k, v in given.items() if k != "model_type"}
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        hint = nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        raise ConfigError(f"[model] model_type {kind} is no causal language model", hint=hint)
-    plain = AutoConfig.for_model(kind)
-    valid = plain.to_dict().keys() | plain.attribute_map.keys()
-    for key in sizes.keys() - valid:  # transformers would keep and ignore it
-        hint = nearest(key, valid)
-        raise ConfigError(f"[model] {kind} has no key {key}", hint=hint, table="model", key=key)
-    # No padding token: some models would never train its embedding, which may be that of the end.
-    fill = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": None,
-        "max_position_embeddings": context,
-    }
-    fill = {k: v for k, v in fill.items() if k in valid and plain.attribute_map.get(k) not in sizes}
+
+@contextlib.contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
     try:
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(kind, **{**fill, **sizes}), dtype=torch.float32
-        )
-    except _BUILD_ERRORS as error:
-        words = f"[model] gives no {kind} model: {str(error).strip().splitlines()[-1]}"
-        raise ConfigError(words, hint="check the sizes in [model]", table="model") from error
-    _check_causal(model.eval(), kind)
-    return model
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "lower batch or context in the recipe, or train on the cpu"
+        raise ConfigError(f"{device} has too little memory for this model", hint=hint) from error
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until the step in work is whole; a second Ctrl-C does not wait.
+
+    A caller's own handler stays in place, and threads other than the main one get no Ctrl-C.
+    """
+    seen: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,175 @@
+-- Named statements that the library uses. Python passes parameters, never pieces of SQL.
+
+-- name: names
+-- Current names of a space whose target is not removed.
+SELECT name, target, parent FROM names
+WHERE space = $space AND current AND target NOT IN (
+    SELECT digest FROM partitions WHERE removed UNION ALL
+    SELECT digest FROM models WHERE removed UNION ALL
+    SELECT digest FROM evalsets WHERE removed)
+ORDER BY name;
+
+-- name: partition_digests
+-- Partitions by the beginning of their digest.
+SELECT digest FROM partitions WHERE starts_with(digest, $prefix) AND NOT removed;
+
+-- name: model_digests
+-- Models by the beginning of their digest.
+SELECT digest FROM models WHERE starts_with(digest, $prefix) AND NOT removed;
+
+-- name: evalset_digests
+-- Evalsets by the beginning of their digest.
+SELECT digest FROM evalsets WHERE starts_with(digest, $prefix) AND NOT removed;
+
+-- name: partition
+-- One partition.
+SELECT * FROM partitions WHERE digest = $digest;
+
+-- name: partition_list
+-- All partitions that have a name, with how many of their units have a model.
+SELECT name, parent, documents, bytes, units,
+       (SELECT count(DISTINCT model_units.unit) FROM model_units JOIN units ON units.digest = model_units.unit
+        JOIN runs ON runs.digest = model_units.run AND runs.role = 'unit'
+        JOIN models ON models.digest = runs.model AND NOT models.removed
+        WHERE units.partition = partitions.digest) AS trained,
+       duplicates, partitions.added, partitions.digest
+FROM names JOIN partitions ON partitions.digest = names.target
+WHERE names.space = 'partition' AND current AND NOT removed
+ORDER BY name;
+
+-- name: partition_files
+-- Where a partition's text lies.
+SELECT path, bytes, sha256, documents, field FROM partition_files
+WHERE partition = $partition ORDER BY position;
+
+-- name: partition_units
+-- The base units of a partition.
+SELECT digest, unit, documents, bytes FROM units WHERE partition = $partition ORDER BY unit;
+
+-- name: units
+-- The base units of several partitions.
+SELECT digest, partition, unit, documents, bytes FROM units
+WHERE partition IN (SELECT unnest($partitions)) ORDER BY partition, unit;
+
+-- name: partition_contents
+-- Document digests of every partition.
+SELECT digest, content FROM partitions WHERE NOT removed;
+
+-- name: evalset_contents
+-- Document digests of every evalset.
+SELECT digest, content FROM evalsets WHERE NOT removed;
+
+-- name: evalset
+-- One evalset.
+SELECT * FROM evalsets WHERE digest = $digest;
+
+-- name: evalset_list
+-- All evalsets that have a name.
+SELECT name, documents, bytes,
+       (SELECT count(*) FROM evaluations WHERE evalset = evalsets.digest) AS evaluations,
+       evalsets.added, evalsets.digest
+FROM names JOIN evalsets ON evalsets.digest = names.target
+WHERE names.space = 'evalset' AND current AND NOT removed
+ORDER BY name;
+
+-- name: contamination
+-- Which partitions share documents with which evalsets.
+SELECT evalset, partition, documents FROM contamination;
+
+-- name: model
+-- One model.
+SELECT * FROM models WHERE digest = $digest;
+
+-- name: model_list
+-- All models with their role.
+SELECT label AS name, role, parameters, models.bytes, dtype, model_type,
+       left(models.seed_label, 40) AS seed, mixture, budget, added, digest
+FROM (
+    SELECT models.*, model_labels.*, seeds.label AS seed_label
+    FROM models
+    JOIN model_labels ON model_labels.model = models.digest
+    LEFT JOIN model_labels AS seeds ON seeds.model = model_labels.seed
+) AS models
+WHERE NOT removed
+ORDER BY CASE role WHEN 'seed' THEN 0 WHEN 'unit' THEN 1 WHEN 'reference' THEN 2 ELSE 3 END, name;
+
+-- name: model_files
+-- The files of a model.
+SELECT role, name, object, bytes FROM model_files WHERE model = $model ORDER BY role, name;
+
+-- name: model_tensors
+-- The tensors of a model.
+SELECT name, dtype, shape, sha256 FROM model_tensors WHERE model = $model ORDER BY name;
+
+-- name: model_runs
+-- How a model came to be.
+SELECT * FROM runs WHERE model = $model ORDER BY added DESC, digest;
+
+-- name: model_label
+-- Name and role of a model.
+SELECT label, role, seed FROM model_labels WHERE model = $model;
+
+-- name: lineage
+-- What a model was made from and what was made from it.
+SELECT child, child_label, parent, parent_label, relation, weight FROM lineage
+WHERE child = $digest OR parent = $digest ORDER BY child_label, parent_label;
+
+-- name: seeds
+-- Seed models: those added as seeds, and those that others started from.
+SELECT DISTINCT runs.model AS digest, label FROM runs
+JOIN model_labels ON model_labels.model = runs.model
+WHERE runs.role = 'seed' AND NOT removed
+ORDER BY label;
+
+-- name: unit_models
+-- The latest model of each base unit that was trained from a seed.
+SELECT units.partition, units.unit, model_units.model, runs.tokens
+FROM runs
+JOIN model_units ON model_units.run = runs.digest
+JOIN units ON units.digest = model_units.unit
+JOIN models ON models.digest = runs.model AND NOT models.removed
+WHERE runs.role = 'unit' AND runs.seed = $seed
+QUALIFY row_number() OVER (PARTITION BY model_units.unit ORDER BY runs.added DESC, runs.digest) = 1;
+
+-- name: references_of
+-- Reference models that were really trained on a blend from a seed.
+SELECT runs.model, runs.budget, label FROM runs
+JOIN model_labels ON model_labels.model = runs.model AND NOT removed
+WHERE runs.role = 'reference' AND runs.blend = $blend AND runs.seed = $seed
+QUALIFY row_number() OVER (PARTITION BY runs.budget ORDER BY runs.added DESC, runs.digest) = 1
+ORDER BY runs.budget;
+
+-- name: evaluations
+-- Memoised evaluations by their keys.
+SELECT digest, subject, evalset, protocol, nll, tokens, bytes, documents, document_scores
+FROM evaluations WHERE digest IN (SELECT unnest($digests));
+
+-- name: mixtures_known
+-- Which mixtures are recorded already.
+SELECT digest FROM mixtures WHERE digest IN (SELECT unnest($digests));
+
+-- name: protocols_known
+-- Which protocols are recorded already.
+SELECT digest FROM protocols WHERE digest IN (SELECT unnest($digests));
+
+-- name: run_known
+-- Runs whose recipe says that they answer a training job.
+SELECT model FROM runs JOIN models ON models.digest = runs.model AND NOT models.removed
+WHERE recipe ->> 'job' = $job ORDER BY runs.added LIMIT 1;
+
+-- name: speed
+-- Bytes scored a second lately, to estimate what a plan will take.
+SELECT sum(bytes) / nullif(sum(seconds), 0) AS bytes_per_second
+FROM (SELECT bytes, seconds FROM evaluations WHERE seconds > 0 ORDER BY added DESC LIMIT 50);
+
+-- name: objects
+-- Every object that a record names.
+SELECT digest, bytes, kind FROM objects;
+
+-- name: sweep_scores
+-- Scores of some subjects under some protocols, best first within an evalset.
+SELECT evalset, label AS mixture, scheme, size, perplexity, bits_per_byte, loss, tokens
+FROM scores
+WHERE kind = 'mixture' AND subject IN (SELECT unnest($subjects))
+  AND evalset_digest IN (SELECT unnest($evalsets)) AND protocol IN (SELECT unnest($protocols))
+ORDER BY evalset, bits_per_byte, label;

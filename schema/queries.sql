@@ -1,0 +1,110 @@
+-- Named analysis queries: `poolreg query NAME`. Each reads views and tables that users see.
+
+-- name: leaderboard
+-- Mixtures by bits per byte averaged over all evalsets on which they were measured.
+SELECT label AS mixture, scheme, size, count(*) AS evalsets,
+       avg(bits_per_byte) AS mean_bits_per_byte, exp(avg(loss)) AS geometric_mean_perplexity,
+       max_length, dtype
+FROM scores
+WHERE kind = 'mixture'
+GROUP BY ALL
+ORDER BY max_length, dtype, evalsets DESC, mean_bits_per_byte, mixture;
+
+-- name: best
+-- The best mixture for each evalset.
+SELECT evalset, label AS mixture, scheme, size, bits_per_byte, perplexity, max_length, dtype
+FROM scores
+WHERE kind = 'mixture'
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol ORDER BY bits_per_byte, size, label) = 1
+ORDER BY evalset;
+
+-- name: best_per_size
+-- The best mixture of each number of partitions, for each evalset.
+SELECT evalset, size, label AS mixture, scheme, bits_per_byte, perplexity, max_length, dtype
+FROM scores
+WHERE kind = 'mixture'
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, size ORDER BY bits_per_byte, label) = 1
+ORDER BY evalset, size;
+
+-- name: marginal
+-- Marginal contribution of each partition: mean change of bits per byte when it joins a uniform union (negative is better).
+WITH unions AS (
+    SELECT scores.subject, scores.scheme, scores.seed, evalset, evalset_digest, protocol, bits_per_byte,
+           list_sort(list(mixture_weights.partition)) AS partitions
+    FROM scores
+    JOIN mixtures ON mixtures.subject = scores.subject AND mixtures.scheme = scores.scheme
+    JOIN mixture_weights ON mixture_weights.mixture = mixtures.digest
+    WHERE kind = 'mixture'
+    GROUP BY ALL
+    HAVING min(numerator * 1.0 / denominator) = max(numerator * 1.0 / denominator) AND max(unit) = 0
+)
+SELECT larger.evalset, coalesce(names.name, left(joined.partition, 12)) AS partition,
+       count(*) AS pairs, avg(larger.bits_per_byte - smaller.bits_per_byte) AS mean_change,
+       min(larger.bits_per_byte - smaller.bits_per_byte) AS best_change,
+       max(larger.bits_per_byte - smaller.bits_per_byte) AS worst_change
+FROM (SELECT *, unnest(partitions) AS partition FROM unions) AS joined
+JOIN unions AS larger ON larger.subject = joined.subject AND larger.scheme = joined.scheme
+ AND larger.evalset_digest = joined.evalset_digest AND larger.protocol = joined.protocol
+JOIN unions AS smaller ON smaller.partitions = list_filter(larger.partitions, lambda p: p <> joined.partition)
+ AND smaller.scheme = larger.scheme AND smaller.seed = larger.seed
+ AND smaller.evalset_digest = larger.evalset_digest AND smaller.protocol = larger.protocol
+LEFT JOIN names ON names.target = joined.partition AND names.space = 'partition' AND names.current
+GROUP BY ALL
+ORDER BY 1, mean_change;
+
+-- name: leave_one_out
+-- What the union of all measured partitions loses without each of them (positive: it is missed).
+WITH unions AS (
+    SELECT scores.subject, scores.scheme, scores.seed, evalset, evalset_digest, protocol, bits_per_byte,
+           list_sort(list(mixture_weights.partition)) AS partitions
+    FROM scores
+    JOIN mixtures ON mixtures.subject = scores.subject AND mixtures.scheme = scores.scheme
+    JOIN mixture_weights ON mixture_weights.mixture = mixtures.digest
+    WHERE kind = 'mixture'
+    GROUP BY ALL
+    HAVING min(numerator * 1.0 / denominator) = max(numerator * 1.0 / denominator) AND max(unit) = 0
+), full_union AS (
+    SELECT * FROM unions
+    QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, scheme, seed ORDER BY len(partitions) DESC, subject) = 1
+), taken AS (
+    SELECT *, unnest(partitions) AS partition FROM full_union
+)
+SELECT taken.evalset, coalesce(names.name, left(taken.partition, 12)) AS left_out,
+       taken.bits_per_byte AS with_it, without.bits_per_byte AS without_it,
+       without.bits_per_byte - taken.bits_per_byte AS loss_without
+FROM taken
+JOIN unions AS without ON without.partitions = list_filter(taken.partitions, lambda p: p <> taken.partition)
+ AND without.scheme = taken.scheme AND without.seed = taken.seed
+ AND without.evalset_digest = taken.evalset_digest AND without.protocol = taken.protocol
+LEFT JOIN names ON names.target = taken.partition AND names.space = 'partition' AND names.current
+ORDER BY 1, loss_without DESC;
+
+-- name: missing
+-- Cells that were never measured: known mixtures without a score on a current evalset.
+SELECT mixtures.mixture, mixtures.scheme, evalset_names.name AS evalset
+FROM mixtures
+CROSS JOIN evalset_names
+JOIN evalsets ON evalsets.digest = evalset_names.evalset AND NOT evalsets.removed
+WHERE NOT EXISTS (
+    SELECT 1 FROM evaluations
+    WHERE evaluations.subject = mixtures.subject AND evaluations.evalset = evalset_names.evalset)
+ORDER BY ALL;
+
+-- name: proxies
+-- Each proxy beside the model really trained on its mixture.
+SELECT mixture, scheme, evalset, budget, proxy_loss, reference_loss, proxy_loss - reference_loss AS difference,
+       proxy_perplexity, reference_perplexity
+FROM proxy_pairs
+ORDER BY evalset, budget, mixture;
+
+-- name: correlation
+-- Pearson correlation of proxy and reference losses within each evalset and budget.
+SELECT evalset, budget, count(*) AS "references", corr(proxy_loss, reference_loss) AS pearson,
+       avg(proxy_loss - reference_loss) AS mean_difference
+FROM proxy_pairs
+GROUP BY ALL
+ORDER BY budget, evalset;
+
+-- name: ledger
+-- Tokens trained and scored in this pool, and the training that averages made unnecessary.
+SELECT * FROM ledger;

@@ -10,12 +10,24 @@ WITH latest AS (
     FROM names
     WHERE space = 'model' AND current
     QUALIFY row_number() OVER (PARTITION BY target ORDER BY added, name) = 1
+), of_unit AS (
+    SELECT model_units.model, min(partition_names.name || '/' || units.unit) AS name
+    FROM model_units
+    JOIN runs ON runs.digest = model_units.run AND runs.role = 'unit'
+    JOIN units ON units.digest = model_units.unit
+    JOIN names AS partition_names
+      ON partition_names.target = units.partition AND partition_names.space = 'partition' AND partition_names.current
+    GROUP BY model_units.model
 )
-SELECT models.digest AS model, coalesce(name, left(models.digest, 12)) AS label,
+SELECT models.digest AS model,
+       coalesce(named.name, of_unit.name,
+                CASE role WHEN 'reference' THEN mixture || ' [' || coalesce(budget || ' budget ', '') || 'reference]' END,
+                left(models.digest, 12)) AS label,
        coalesce(role, 'other') AS role, seed, mixture, budget, blend, removed
 FROM models
 LEFT JOIN latest ON latest.model = models.digest
-LEFT JOIN named ON named.model = models.digest;
+LEFT JOIN named ON named.model = models.digest
+LEFT JOIN of_unit ON of_unit.model = models.digest;
 COMMENT ON VIEW model_labels IS 'Each model with its name (or short digest), role, seed and training mixture';
 
 CREATE VIEW tokenizers AS

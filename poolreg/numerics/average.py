@@ -9,13 +9,13 @@ to nearest, ties to even. A float64 holds such sums of 16- and 32-bit floats exa
 their exponents lie very far apart, so every order, chunking, number of threads or walk of
 additions and subtractions gives the same bytes. A sum that is zero is +0.
 
-Arrays are one-dimensional and contiguous. Raw values are arrays in the numpy dtype of
-`poolreg.tensors.NUMPY_DTYPES`: bfloat16 is its bit pattern in uint16.
+Arrays are contiguous, and flat unless said otherwise. Raw values are arrays in the numpy dtype
+of `poolreg.tensors.NUMPY_DTYPES`: bfloat16 is its bit pattern in uint16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from poolreg.tensors import NUMPY_DTYPES
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
 
-# Values of at least this magnitude round to infinity: the largest finite value of the dtype
-# plus half the distance to the next power of two's grid point.
+# Values of at least this magnitude round to infinity: halfway between the largest finite value
+# of the dtype and the power of two above it.
 OVERFLOW = {
     "F64": float("inf"),
     "F32": 2.0**128 - 2.0**103,
@@ -37,7 +37,7 @@ OVERFLOW = {
 }
 FLOATS = tuple(OVERFLOW)  # the dtypes that can be averaged
 
-CHUNK = 1 << 18  # elements at a time: the buffers stay in the cache of a core
+CHUNK = 1 << 17  # elements at a time: a chunk of float64 sums fits a core's 1 MB cache
 
 _LOW = np.uint64((1 << 42) - 1)  # of a float64, what lies under 11 significant bits
 _HIGH = np.uint64(~((1 << 42) - 1) & ((1 << 64) - 1))
@@ -46,25 +46,28 @@ _HIGH = np.uint64(~((1 << 42) - 1) & ((1 << 64) - 1))
 class Scratch:
     """The buffers of one thread, made once: a chunk's sum and what the kernel needs beside it."""
 
-    def __init__(self) -> None:
-        self.sum = np.empty(CHUNK, np.float64)
-        self.wide = np.empty(CHUNK, np.float64)
-        self.bits = np.empty(CHUNK, np.uint64)
-        self.single = np.empty(CHUNK, np.float32)
+    def __init__(self, elements: int = CHUNK) -> None:
+        self.sum = np.empty(elements, np.float64)
+        self.wide = np.empty(elements, np.float64)
+        self.bits = np.empty(elements, np.uint64)
+        self.single = np.empty(elements, np.float32)
 
 
 def widen(raw: Array, dtype: str, out: Doubles | None = None) -> Doubles:
-    """Return the values of `raw` as float64, exactly."""
+    """Return the values of `raw`, of any shape, as float64, exactly."""
     wide = np.empty(raw.shape, np.float64) if out is None else out
-    _widen(raw, dtype, wide, np.empty(raw.size, np.float32))
+    with np.errstate(all="ignore"):  # signalling NaNs warn
+        flat = _as_float(raw.reshape(-1), dtype, np.empty(raw.size, np.float32))
+        np.copyto(wide, flat.reshape(raw.shape))
     return wide
 
 
 def narrow(values: Doubles, dtype: str, out: Array | None = None) -> Array:
     """Round float64 values once to `dtype`: to nearest, ties to even, overflow to infinity."""
     raw = np.empty(values.shape, NUMPY_DTYPES[dtype]) if out is None else out
-    bits, single = np.empty(values.size, np.uint64), np.empty(values.size, np.float32)
-    _narrow(values, dtype, raw, bits, single)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    with np.errstate(all="ignore"):
+        _narrow(flat, dtype, raw.reshape(-1), scratch=Scratch(flat.size))
     if dtype == "BF16":  # rounding the payload of a NaN could carry it away
         raw[np.isnan(values)] = 0x7FC0
     return raw
@@ -81,11 +84,11 @@ def accumulate(
     factor = float(weight)
     with np.errstate(all="ignore"):
         for part in _chunks(acc.size):
-            wide = scratch.wide[: part.stop - part.start]
-            _widen(raw[part], dtype, wide, scratch.single)
+            values = _as_float(raw[part], dtype, scratch.single)
             if weight != 1:
-                np.multiply(wide, factor, out=wide)
-            np.add(acc[part], wide, out=acc[part])
+                wide = scratch.wide[: values.size]
+                values = np.multiply(values, factor, out=wide, dtype=np.float64)
+            np.add(acc[part], values, out=acc[part])  # in float64, as `acc` is
 
 
 def finish(
@@ -104,12 +107,12 @@ def finish(
                 values = np.divide(values, divisor, out=scratch.wide[: values.size])
             if not max(values.max(), -values.min()) < OVERFLOW[dtype]:
                 _refuse(values, dtype, part.start)
-            _narrow(values, dtype, out[part], scratch.bits, scratch.single)
+            _narrow(values, dtype, out[part], scratch=scratch)
 
 
 def average_into(
     out: Array,
-    raws: Sequence[Array],
+    raws: Iterable[Array],
     weights: Sequence[int],
     *,
     dtype: str,
@@ -118,6 +121,7 @@ def average_into(
 ) -> None:
     """Write the weighted average of at most `CHUNK` values of each parent into `out`.
 
+    `raws` may yield one buffer again and again: each is used up before the next is asked for.
     Raises `Refused`, with the element's `index`, if an average is not finite in `out_dtype`.
     """
     acc = scratch.sum[: out.size]
@@ -133,8 +137,7 @@ def _chunks(size: int) -> Iterator[slice]:
 
 
 def _refuse(values: Doubles, dtype: str, offset: int) -> None:
-    with np.errstate(all="ignore"):
-        index = int(np.flatnonzero(~(np.abs(values) < OVERFLOW[dtype]))[0])
+    index = int(np.flatnonzero(~(np.abs(values) < OVERFLOW[dtype]))[0])
     value = float(values[index])
     if np.isfinite(value):
         reason, hint = f"{value:g}, too large for {dtype}", "choose a storage dtype of wider range"
@@ -143,49 +146,37 @@ def _refuse(values: Doubles, dtype: str, offset: int) -> None:
     raise Refused(f"the average is {reason}", hint=hint, index=offset + index, value=str(value))
 
 
-def _widen(raw: Array, dtype: str, out: Doubles, single: npt.NDArray[np.float32]) -> None:
-    if dtype == "BF16":  # a bfloat16 is the upper half of a float32
-        single = single[: raw.size]
-        words = single.view(np.uint32)
-        np.copyto(words, raw)
-        np.left_shift(words, 16, out=words)
-        raw = single
-    np.copyto(out, raw)
+def _as_float(raw: Array, dtype: str, single: npt.NDArray[np.float32]) -> Array:
+    """Return `raw` as an array of a numpy float type; bfloat16 values are placed in `single`."""
+    if dtype != "BF16":
+        return raw
+    words = single[: raw.size].view(np.uint32)
+    np.copyto(words, raw)
+    np.left_shift(words, 16, out=words)  # a bfloat16 is the upper half of a float32
+    return single[: raw.size]
 
 
-def _narrow(
-    values: Doubles,
-    dtype: str,
-    out: Array,
-    bits: npt.NDArray[np.uint64],
-    single: npt.NDArray[np.float32],
-) -> None:
+def _narrow(values: Doubles, dtype: str, out: Array, *, scratch: Scratch) -> None:
     if dtype == "BF16":
-        _narrow_bf16(values, out, bits[: values.size], single[: values.size])
+        _narrow_bf16(values, out, scratch)
     else:
-        with np.errstate(all="ignore"):
-            np.copyto(out, values, casting="same_kind")
+        np.copyto(out, values, casting="same_kind")
 
 
-def _narrow_bf16(
-    values: Doubles,
-    out: Array,
-    bits: npt.NDArray[np.uint64],
-    single: npt.NDArray[np.float32],
-) -> None:
+def _narrow_bf16(values: Doubles, out: Array, scratch: Scratch) -> None:
     """Round to 11 bits to odd, then to 8 bits to nearest: together one correct rounding.
 
     Rounding to odd (truncate, and set the last bit if anything was lost) keeps on which side of
     a tie a value lies (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums",
     2008). Eleven bits pass through float32 exactly down to 2⁻¹³⁹; below 2⁻¹³⁴ all is zero.
     """
-    source = values.view(np.uint64)
+    source, bits = values.view(np.uint64), scratch.bits[: values.size]
     np.bitwise_and(source, _LOW, out=bits)
     np.add(bits, _LOW, out=bits)  # bit 42 is now set if a lower bit was
     np.bitwise_or(bits, source, out=bits)
     np.bitwise_and(bits, _HIGH, out=bits)
-    with np.errstate(all="ignore"):
-        np.copyto(single, bits.view(np.float64), casting="same_kind")
+    single = scratch.single[: values.size]
+    np.copyto(single, bits.view(np.float64), casting="same_kind")
     words, last = single.view(np.uint32), bits.view(np.uint32)[: values.size]
     np.right_shift(words, 16, out=last)
     np.bitwise_and(last, 1, out=last)

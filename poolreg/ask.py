@@ -1,0 +1,171 @@
+"""The question poolreg exists for: what would training on this mixture give?
+
+Each answer is the evaluation of an exact average, beside the seed model, the average of
+everything, and models really trained on the mixture where the pool holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from poolreg.errors import NotFound, UsageError
+from poolreg.evaluate import Evaluation, Key, Settings, note_subjects, plan, run
+from poolreg.progress import SILENT, Progress
+from poolreg.registry import Registry
+from poolreg.resolve import Resolver, Subject
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model really trained on the mixture: its budget (sum or same) and its scores."""
+
+    label: str
+    budget: str | None
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One subject on one evalset.
+
+    `nll` is in nats; `vs_seed` and `vs_all` are differences in bits per byte (negative is
+    better); `shared_documents` counts documents of the evalset that were trained on.
+    """
+
+    label: str
+    subject: str
+    mixture: str | None
+    scheme: str | None
+    evalset: str
+    protocol: str
+    max_length: int
+    nll: float
+    tokens: int
+    bytes: int
+    documents: int
+    perplexity: float
+    bits_per_byte: float
+    memoised: bool
+    shared_documents: int = 0
+    vs_seed: float | None = None
+    vs_all: float | None = None
+    references: tuple[Reference, ...] = ()
+
+
+def evalsets_named(registry: Registry, on: Sequence[str]) -> dict[str, str]:
+    """Return digest → name of the evalsets named, or of all; raises `NotFound`."""
+    if on:
+        return {registry.resolve("evalset", name): name for name in on}
+    names = registry.names("evalset")
+    if not names:
+        raise NotFound("the pool has no evalsets yet", hint="poolreg evalset add NAME FILE…")
+    return {digest: name for name, digest in names.items()}
+
+
+def evaluate(
+    registry: Registry, texts: Sequence[str], on: Sequence[str] = (), *, scheme: str = "micro",
+    seed: str | None = None, settings: Settings | None = None, progress: Progress = SILENT,
+) -> list[Answer]:  # fmt: skip
+    """Measure models and mixtures on evalsets (all when none is named), memoised."""
+    settings = settings or Settings()
+    resolver = Resolver(registry, scheme=scheme, seed=seed)
+    subjects = [resolver.subject(text) for text in texts]
+    evalsets = evalsets_named(registry, on)
+    work = plan(registry, subjects, list(evalsets), settings)
+    found = run(registry, work, settings, progress=progress)
+    note_subjects(registry, subjects)
+    shared = _shared(registry)
+    return [
+        _answer(subject, evalsets[digest], found[subject.digest, digest], shared, scheme)
+        for subject in subjects
+        for digest in evalsets
+    ]
+
+
+def ask(
+    registry: Registry, texts: Sequence[str], on: Sequence[str] = (), *, scheme: str = "micro",
+    seed: str | None = None, settings: Settings | None = None, progress: Progress = SILENT,
+) -> list[Answer]:  # fmt: skip
+    """Answer for each mixture and evalset, with the seed, `all` and references beside it."""
+    settings = settings or Settings()
+    resolver = Resolver(registry, scheme=scheme, seed=seed)
+    subjects = [resolver.subject(text) for text in texts]
+    evalsets = evalsets_named(registry, on)
+    beside = {subject.digest: _Beside.of(registry, resolver, subject) for subject in subjects}
+    wanted = [*subjects, *(other for group in beside.values() for other in group.subjects)]
+    work = plan(registry, wanted, list(evalsets), settings)
+    found = run(registry, work, settings, progress=progress)
+    note_subjects(registry, wanted)
+    shared = _shared(registry)
+    return [
+        beside[subject.digest].complete(
+            _answer(subject, name, found[subject.digest, digest], shared, scheme), digest, found
+        )
+        for subject in subjects
+        for digest, name in evalsets.items()
+    ]
+
+
+def _answer(
+    subject: Subject, evalset: str, row: Evaluation, shared: Mapping[tuple[str, str], int],
+    scheme: str,
+) -> Answer:  # fmt: skip
+    trained_on = sum(shared.get((row.evalset, partition), 0) for partition in subject.partitions)
+    return Answer(
+        label=subject.label, subject=subject.digest, mixture=subject.mixture,
+        scheme=scheme if subject.mixture else None, evalset=evalset, protocol=row.protocol,
+        max_length=row.max_length, nll=row.nll, tokens=row.tokens, bytes=row.bytes,
+        documents=row.documents, perplexity=row.perplexity, bits_per_byte=row.bits_per_byte,
+        memoised=row.memoised, shared_documents=trained_on,
+    )  # fmt: skip
+
+
+def _shared(registry: Registry) -> dict[tuple[str, str], int]:
+    rows = registry.select("contamination")
+    return {(row["evalset"], row["partition"]): row["documents"] for row in rows}
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What stands beside the answers of one subject."""
+
+    seed: Subject | None
+    everything: Subject | None
+    references: tuple[tuple[Subject, str | None], ...]
+
+    @classmethod
+    def of(cls, registry: Registry, resolver: Resolver, subject: Subject) -> _Beside:
+        if subject.seed is None:
+            return cls(None, None, ())
+        seed = resolver.model(subject.seed)
+        try:
+            everything = resolver.mixture(resolver.expression("all"), seed=subject.seed)
+        except (NotFound, UsageError):
+            everything = None  # some unit has no model yet: then there is no such average
+        rows = []
+        if subject.blend:
+            rows = registry.select("references_of", blend=subject.blend, seed=subject.seed)
+        references = tuple((resolver.model(row["model"]), row["budget"]) for row in rows)
+        return cls(seed, everything, references)
+
+    @property
+    def subjects(self) -> Iterator[Subject]:
+        yield from (s for s in (self.seed, self.everything) if s)
+        yield from (model for model, _ in self.references)
+
+    def complete(self, answer: Answer, evalset: str, found: Mapping[Key, Evaluation]) -> Answer:
+        def gap(other: Subject | None) -> float | None:
+            if other is None:
+                return None
+            return answer.bits_per_byte - found[other.digest, evalset].bits_per_byte
+
+        rows = [(model, budget, found[model.digest, evalset]) for model, budget in self.references]
+        references = tuple(
+            Reference(model.label, budget, row.perplexity, row.bits_per_byte)
+            for model, budget, row in rows
+        )
+        return replace(
+            answer, vs_seed=gap(self.seed), vs_all=gap(self.everything), references=references
+        )

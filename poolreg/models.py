@@ -1,0 +1,268 @@
+"""Models of a pool: strict intake, the stored model as files again, lineage, export.
+
+A stored model is a set of objects (weights byte for byte, configuration, tokenizer). What it was
+trained on is a separate record, its run, so the same bytes may be said to be several things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poolreg import records
+from poolreg.checkpoint import (
+    Checkpoint,
+    Family,
+    Fingerprint,
+    canonical_config,
+    check_same_family,
+    context_length,
+    fingerprint,
+    read_checkpoint,
+    vocab_size,
+)
+from poolreg.errors import Conflict, Incompatible, UsageError
+from poolreg.files import storage_errors, sync_folder
+from poolreg.journal import Record
+from poolreg.registry import Registry
+from poolreg.tensors import TensorInfo, read_header
+
+Progress = Callable[[int], None] | None
+
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model is and how it came to be; digests throughout.
+
+    `role` is seed, unit, reference or other. `units` lists (unit digest, tokens or None, epochs
+    or None). `blend` identifies the exact weights over base units that it was trained on.
+    """
+
+    role: str
+    seed: str | None = None
+    units: tuple[tuple[str, int | None, float | None], ...] = ()
+    blend: str | None = None
+    mixture: str | None = None
+    scheme: str | None = None
+    budget: str | None = None
+    how: str = "added"
+    tokens: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    final_loss: float | None = None
+    recipe: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AddedModel:
+    """A model that is in the pool now."""
+
+    label: str
+    digest: str
+    role: str
+    parameters: int
+    bytes: int
+    new: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+def add_model(
+    registry: Registry, folder: Path, run: Run, *, name: str | None = None, replace: bool = False,
+    tokenizer: Path | None = None, trust_code: bool = False, progress: Progress = None,
+) -> AddedModel:  # fmt: skip
+    """Check a Hugging Face folder strictly and store it.
+
+    Every byte is read once to hash it and to look for values that are not finite, and once more
+    to copy it. A folder without a tokenizer takes that of the seed model it was trained from.
+    `progress` is told bytes hashed. Raises `Refused`, `NotFound`, `Incompatible`, `Conflict`.
+    """
+    if name:
+        registry.check_free("model", name, None, replace=True)
+    checkpoint = read_checkpoint(folder, trust_code=trust_code, tokenizer=tokenizer)
+    notes = []
+    with contextlib.ExitStack() as stack:
+        if checkpoint.tokenizer is None and run.seed:
+            seed_folder = stack.enter_context(stored_folder(registry, run.seed))
+            checkpoint = read_checkpoint(folder, trust_code=trust_code, tokenizer=seed_folder)
+            notes.append("the folder holds no tokenizer; the seed model's was taken")
+        if checkpoint.tokenizer is None:
+            notes.append("no tokenizer: text cannot be scored until the model is added with one")
+        if run.seed:
+            seed_label = registry.one("model_label", model=run.seed)["label"]
+            family = stored_family(registry, run.seed)
+            check_same_family(checkpoint.family, family, names=(folder.name, f"seed {seed_label}"))
+        identity = fingerprint(checkpoint, progress=progress)
+        if name:
+            name = registry.check_free("model", name, identity.digest, replace=replace)
+        known = registry.select("model", digest=identity.digest)
+        with registry.writing():
+            _store(registry, checkpoint, identity, run, name, trust_code=trust_code)
+    label = registry.one("model_label", model=identity.digest)["label"]
+    return AddedModel(
+        label, identity.digest, run.role, identity.parameters, identity.bytes, not known,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _store(
+    registry: Registry, checkpoint: Checkpoint, identity: Fingerprint, run: Run,
+    name: str | None, *, trust_code: bool,
+) -> None:  # fmt: skip
+    objects: dict[str, int] = {}
+    files = []
+    for role, filename, path in _files(checkpoint, trust_code):
+        expect = next((f.sha256 for f in identity.files if f.path == path), None)
+        digest = registry.objects.put_file(path, expect=expect)
+        objects[digest] = path.stat().st_size
+        files.append({"role": role, "name": filename, "object": digest, "bytes": objects[digest]})
+    tensors = [[t.name, t.dtype, list(t.shape), t.sha256] for t in identity.tensors]
+    body = {
+        "model_type": checkpoint.config["model_type"],
+        "parameters": identity.parameters,
+        "bytes": identity.bytes,
+        "dtype": _main_dtype(identity),
+        "tokenizer": checkpoint.tokenizer.digest if checkpoint.tokenizer else None,
+        "context_length": context_length(checkpoint.config),
+        "vocab_size": vocab_size(checkpoint.config),
+        "trusted_code": trust_code,
+        "files": files,
+        "tensors": tensors,
+    }
+    known = bool(registry.select("model", digest=identity.digest))
+    registry.record(
+        records.keyed("model", identity.digest, body, objects),
+        _run_record(identity.digest, run),
+        *([records.name("model", name, identity.digest)] if name else []),
+        *([records.removal("model", identity.digest, removed=False)] if known else []),
+    )
+
+
+def _run_record(model: str, run: Run) -> Record:
+    fields = {key: value for key, value in vars(run).items() if key != "units"}
+    units = [
+        {"unit": unit, "tokens": tokens, "epochs": epochs} for unit, tokens, epochs in run.units
+    ]
+    return records.fact("run", {**fields, "model": model, "units": units})
+
+
+def _files(checkpoint: Checkpoint, trust_code: bool) -> Iterator[tuple[str, str, Path]]:
+    """Yield (role, name, path) of every file that makes up the model."""
+    for path in checkpoint.weight_files:
+        yield "weights", path.name, path
+    for role, filename in (("config", "config.json"), ("config", "generation_config.json")):
+        if (checkpoint.folder / filename).is_file():
+            yield role, filename, checkpoint.folder / filename
+    if len(checkpoint.weight_files) > 1 or checkpoint.weight_files[0].name != "model.safetensors":
+        yield "index", _INDEX, checkpoint.folder / _INDEX
+    if trust_code:
+        for path in sorted(checkpoint.folder.glob("*.py")):
+            yield "code", path.name, path
+    if checkpoint.tokenizer:
+        for filename, path in sorted(checkpoint.tokenizer.files.items()):
+            yield "tokenizer", filename, path
+
+
+def _main_dtype(identity: Fingerprint) -> str:
+    sizes: dict[str, int] = {}
+    for tensor in identity.tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.stop - tensor.start
+    return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+
+
+# -- the stored model ----------------------------------------------------------------------
+
+
+def stored_tensors(registry: Registry, digest: str) -> dict[str, tuple[Path, TensorInfo]]:
+    """Return where each tensor of a stored model stands, read from its files' headers."""
+    found: dict[str, tuple[Path, TensorInfo]] = {}
+    for row in registry.select("model_files", model=digest):
+        if row["role"] == "weights":
+            path = registry.objects.existing(row["object"])
+            found |= {name: (path, info) for name, info in read_header(path).tensors.items()}
+    return found
+
+
+def stored_config(registry: Registry, digest: str) -> dict[str, Any]:
+    """Return the config.json of a stored model."""
+    for row in registry.select("model_files", model=digest):
+        if row["name"] == "config.json":
+            config: dict[str, Any] = json.loads(registry.objects.read(row["object"]))
+            return config
+    raise Incompatible(f"model {digest[:12]} has no configuration")
+
+
+def stored_family(registry: Registry, digest: str) -> Family:
+    """Return what models must share with a stored model to be averaged with it."""
+    rows = registry.select("model_tensors", model=digest)
+    layouts = {row["name"]: (row["dtype"], tuple(row["shape"])) for row in rows}
+    tokenizer = registry.one("model", digest=digest)["tokenizer"]
+    return Family(layouts, canonical_config(stored_config(registry, digest)), tokenizer)
+
+
+@contextlib.contextmanager
+def stored_folder(registry: Registry, digest: str) -> Iterator[Path]:
+    """Lay a stored model out as a Hugging Face folder of links for the block."""
+    folder = registry.root / "tmp" / f"model.{os.getpid()}.{secrets.token_hex(4)}"
+    with storage_errors("laying out a model"):
+        folder.mkdir()
+    try:
+        for row in registry.select("model_files", model=digest):
+            target = registry.objects.existing(row["object"]).resolve()
+            (folder / check_file_name(row["name"])).symlink_to(target)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_file_name(name: str) -> str:
+    """Return a file name of a stored model if it stays in its folder; raises `UsageError`."""
+    if not name or name in (".", "..") or name != Path(name).name or "\\" in name or "\0" in name:
+        raise UsageError(f"{name!r} is not a file name")
+    return name
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a staging folder that becomes `out` when the block ends without an error.
+
+    Raises `Conflict` if `out` holds anything, unless `force`, which replaces a model's folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not force:
+            raise Conflict(
+                f"{out} exists and is not empty", hint="choose another folder, or pass --force"
+            )
+        if not (out / "config.json").is_file():
+            raise Conflict(
+                f"{out} is not a model folder, so --force does not replace it",
+                hint="choose another folder",
+            )
+    staging = out.absolute().parent / f".{out.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    with storage_errors(f"writing {out}"):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            if out.exists():
+                shutil.rmtree(out)
+            staging.rename(out)
+            sync_folder(staging.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def export_model(registry: Registry, digest: str, out: Path, *, force: bool = False) -> None:
+    """Copy a stored model to a folder, byte for byte, each file checked against its digest."""
+    with new_folder(out, force=force) as staging:
+        for row in registry.select("model_files", model=digest):
+            registry.objects.check(row["object"])
+            source = registry.objects.existing(row["object"])
+            shutil.copyfile(source, staging / check_file_name(row["name"]))

@@ -1,0 +1,343 @@
+"""Pool: the whole of poolreg as one object, each method one call of the floors below.
+
+pool = Pool.create("pool")
+pool.add_partition("python", ["src"])
+pool.add_evalset("wiki", ["heldout.jsonl"])
+pool.train_seed(); pool.train_units()
+pool.ask(["python+cpp"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poolreg import ask as asking
+from poolreg import data
+from poolreg import sweep as sweeping
+from poolreg.errors import NotFound
+from poolreg.evaluate import Settings
+from poolreg.progress import SILENT, Progress
+from poolreg.registry import Registry
+from poolreg.resolve import Resolver, Subject
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from poolreg.ask import Answer
+    from poolreg.catalog import Table
+    from poolreg.data import Added, PartitionCheck
+    from poolreg.diff import TensorDiff
+    from poolreg.folders import Merged
+    from poolreg.models import AddedModel
+    from poolreg.recipe import TrainingRecipe
+    from poolreg.sweep import SweepPlan
+    from poolreg.train import Job, Trained
+
+PathLike = str | Path
+
+
+class Pool:
+    """One pool in a folder. Open it with `Pool.open` or `Pool.create`; use as a context manager.
+
+    Methods raise the errors of `poolreg.errors`. A pool may be used by several processes at
+    once, and by several threads if each has its own Pool.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    @classmethod
+    def create(cls, folder: PathLike) -> Pool:
+        """Make an empty pool; raises `Conflict` if the folder holds anything."""
+        return cls(Registry.create(Path(folder)))
+
+    @classmethod
+    def open(cls, folder: PathLike | None = None) -> Pool:
+        """Open a pool: `folder`, else $POOLREG_POOL, else the nearest one upwards from here."""
+        return cls(Registry.find(folder))
+
+    @property
+    def root(self) -> Path:
+        """The pool's folder."""
+        return self.registry.root
+
+    def close(self) -> None:
+        """Bring the catalog up to date, so that the next reader need not, and let go of it."""
+        self.registry.catalog.refresh()
+        self.registry.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close() if kind is None else self.registry.close()
+
+    # -- data ------------------------------------------------------------------------------
+
+    def add_partition(
+        self, name: str, files: Iterable[PathLike], *, units: int = 1, parent: str | None = None,
+        field: str = "text", replace: bool = False, progress: Progress = SILENT,
+    ) -> Added:  # fmt: skip
+        """Add a named part of the training corpus, cut into `units` base units."""
+        progress.start("reading", 0, "bytes")
+        return data.add_partition(
+            self.registry, name, [Path(file) for file in files], units=units, parent=parent,
+            field=field, replace=replace, progress=progress.advance,
+        )  # fmt: skip
+
+    def add_evalset(
+        self, name: str, files: Iterable[PathLike], *, field: str = "text", replace: bool = False,
+        progress: Progress = SILENT,
+    ) -> Added:  # fmt: skip
+        """Store a named text to measure on."""
+        progress.start("reading", 0, "bytes")
+        return data.add_evalset(
+            self.registry, name, [Path(file) for file in files], field=field, replace=replace,
+            progress=progress.advance,
+        )  # fmt: skip
+
+    def check_partitions(
+        self, names: Sequence[str] = (), *, progress: Progress = SILENT
+    ) -> list[PartitionCheck]:
+        """Hash the files of partitions (all when none is named) again and report drift."""
+        chosen = list(names) or list(self.registry.names("partition"))
+        progress.start("hashing", 0, "bytes")
+        return [
+            data.check_partition(self.registry, name, progress=progress.advance) for name in chosen
+        ]
+
+    def partitions(self) -> list[dict[str, Any]]:
+        """Return the partitions by name: documents, bytes, units, units with a model."""
+        return self.registry.select("partition_list")
+
+    def partition(self, name: str) -> dict[str, Any]:
+        """Return one partition with its units and files."""
+        digest = self.registry.resolve("partition", name)
+        row = self.registry.one("partition", digest=digest)
+        row["units"] = self.registry.select("partition_units", partition=digest)
+        row["files"] = self.registry.select("partition_files", partition=digest)
+        return row
+
+    def evalsets(self) -> list[dict[str, Any]]:
+        """Return the evalsets by name: documents, bytes, number of evaluations."""
+        return self.registry.select("evalset_list")
+
+    def remove(self, space: str, name: str) -> str:
+        """Tombstone a partition, model or evalset and return its digest; its data stays."""
+        return self.registry.remove(space, name)
+
+    # -- models ----------------------------------------------------------------------------
+
+    def add_model(
+        self, folder: PathLike, *, name: str | None = None, role: str = "other",
+        partition: str | None = None, unit: int | None = None, mixture: str | None = None,
+        scheme: str = "micro", budget: str | None = None, seed: str | None = None,
+        tokens: int | None = None, tokenizer: PathLike | None = None, trust_code: bool = False,
+        replace: bool = False, progress: Progress = SILENT,
+    ) -> AddedModel:  # fmt: skip
+        """Check a Hugging Face folder strictly and store it in a role: seed, unit, reference, other.
+
+        A unit model needs `partition` (and `unit` where it has several) and `seed`, a reference
+        `mixture` and `seed`: names of what it was trained on and from. `tokens` is how many it
+        was trained on, for the ledger.
+        """
+        from poolreg.intake import added_run
+        from poolreg.models import add_model
+
+        run = added_run(
+            self.registry, role, partition=partition, unit=unit, mixture=mixture, scheme=scheme,
+            budget=budget, seed=seed, tokens=tokens,
+        )  # fmt: skip
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        progress.start("checking", size, "bytes")
+        return add_model(
+            self.registry, Path(folder), run, name=name, replace=replace, trust_code=trust_code,
+            tokenizer=Path(tokenizer) if tokenizer else None, progress=progress.advance,
+        )  # fmt: skip
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models: name, role, size, seed, what they were trained on."""
+        return self.registry.select("model_list")
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return one model with its files and runs."""
+        digest = self._model(name)
+        row = self.registry.one("model", digest=digest)
+        row["files"] = self.registry.select("model_files", model=digest)
+        row["runs"] = self.registry.select("model_runs", model=digest)
+        return row
+
+    def lineage(self, name: str) -> list[dict[str, Any]]:
+        """Return what a model or mixture was made from, and what was made from it."""
+        digest = Resolver(self.registry).subject(name).digest
+        return self.registry.select("lineage", digest=digest)
+
+    def export_model(self, name: str, out: PathLike, *, force: bool = False) -> Path:
+        """Copy a stored model to a folder, byte for byte."""
+        from poolreg.models import export_model
+
+        export_model(self.registry, self._model(name), Path(out), force=force)
+        return Path(out)
+
+    def diff(self, a: str, b: str, *, progress: Progress = SILENT) -> list[TensorDiff]:
+        """Return the tensors that differ between two models, with norms."""
+        from poolreg.diff import diff_models
+
+        progress.start("comparing", 0, "tensors")
+        return diff_models(self.registry, self._model(a), self._model(b), progress=progress.advance)
+
+    def _model(self, text: str) -> str:
+        subject = Resolver(self.registry).subject(text)
+        if len(subject.components) > 1:
+            raise NotFound(
+                f"{text!r} is a mixture, not one stored model",
+                hint="write it to a folder with: poolreg merge EXPR -o DIR",
+            )
+        return subject.digest
+
+    # -- training --------------------------------------------------------------------------
+
+    def train_seed(
+        self, recipe: TrainingRecipe | None = None, *, name: str = "base", on: str = "all",
+        replace: bool = False, **options: Any,
+    ) -> Trained:  # fmt: skip
+        """Train the common start of all units on text of the mixture `on`."""
+        from poolreg import train
+        from poolreg.recipe import default_recipe
+
+        job = train.seed_job(
+            self.registry, recipe or default_recipe(), name=name, on=on, replace=replace
+        )
+        return self._train([job], **options)[0]
+
+    def train_units(
+        self, recipe: TrainingRecipe | None = None, *, only: Sequence[str] = (),
+        seed: str | None = None, again: bool = False, **options: Any,
+    ) -> list[Trained]:  # fmt: skip
+        """Train one model for each base unit (of `only`, as `python` or `python/2`) without one."""
+        from poolreg import train
+        from poolreg.recipe import default_recipe
+
+        jobs = train.unit_jobs(
+            self.registry, recipe or default_recipe(), seed=seed, only=only, again=again
+        )
+        return self._train(jobs, **options)
+
+    def train_references(
+        self, mixtures: Sequence[str], recipe: TrainingRecipe | None = None, *,
+        seed: str | None = None, scheme: str = "micro", budget: str = "same", **options: Any,
+    ) -> list[Trained]:  # fmt: skip
+        """Train models on mixtures, to validate proxies; `budget` is same or sum."""
+        from poolreg import train
+        from poolreg.recipe import default_recipe
+
+        jobs = train.reference_jobs(
+            self.registry, recipe or default_recipe(), mixtures, seed=seed, scheme=scheme,
+            budget=budget,
+        )  # fmt: skip
+        return self._train(jobs, **options)
+
+    def _train(
+        self, jobs: list[Job], *, device: str = "auto", workers: int = 1, threads: int = 1,
+        progress: Progress = SILENT,
+    ) -> list[Trained]:  # fmt: skip
+        from poolreg.train import train
+
+        return train(
+            self.registry, jobs, device=device, workers=workers, threads=threads, progress=progress
+        )
+
+    # -- mixtures --------------------------------------------------------------------------
+
+    def resolve(self, text: str, *, scheme: str = "micro", seed: str | None = None) -> Subject:
+        """Return what an expression or model name stands for: digests and exact weights."""
+        return Resolver(self.registry, scheme=scheme, seed=seed).subject(text)
+
+    def merge(
+        self, text: str, out: PathLike, *, scheme: str = "micro", seed: str | None = None,
+        **options: Any,
+    ) -> Merged:  # fmt: skip
+        """Write the exact average of a mixture to a folder that any tool loads.
+
+        Options: `dtype`, `max_shard_bytes`, `threads`, `force`, `progress` of
+        `poolreg.folders.merge_subject`.
+        """
+        from poolreg.folders import merge_subject
+
+        subject = self.resolve(text, scheme=scheme, seed=seed)
+        return merge_subject(self.registry, subject, Path(out), **options)
+
+    def evaluate(
+        self, texts: Sequence[str], on: Sequence[str] = (), **options: Any
+    ) -> list[Answer]:
+        """Measure models and mixtures on evalsets (all when none is named), memoised.
+
+        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.ask.evaluate`.
+        """
+        return asking.evaluate(self.registry, _listed(texts), _listed(on), **options)
+
+    def ask(self, texts: Sequence[str], on: Sequence[str] = (), **options: Any) -> list[Answer]:
+        """Answer what training on each mixture would give, beside seed, `all` and references.
+
+        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.ask.ask`.
+        """
+        return asking.ask(self.registry, _listed(texts), _listed(on), **options)
+
+    def plan_sweep(
+        self, mixtures: Sequence[str] | None = None, on: Sequence[str] = (), *,
+        sizes: tuple[int, int] | None = None, limit: int | None = None, scheme: str = "micro",
+        seed: str | None = None, settings: Settings | None = None,
+    ) -> SweepPlan:  # fmt: skip
+        """Plan the evaluation of many mixtures: the given ones, else every subset."""
+        if mixtures is None:
+            chosen = sweeping.choose_subsets(self.registry, sizes=sizes, limit=limit)
+        else:
+            resolver = Resolver(self.registry)
+            chosen = [resolver.expression(text) for text in mixtures]
+        return sweeping.plan_sweep(
+            self.registry, chosen, _listed(on), scheme=scheme, seed=seed, settings=settings
+        )
+
+    def sweep(self, planned: SweepPlan, *, progress: Progress = SILENT) -> Table:
+        """Do what a sweep's plan lacks and return the scores of its mixtures, best first."""
+        sweeping.run_sweep(self.registry, planned, progress=progress)
+        return self.scores([subject.digest for subject in planned.subjects], planned)
+
+    def scores(self, subjects: Sequence[str], planned: SweepPlan) -> Table:
+        """Return the memoised scores of a sweep's subjects under its protocol."""
+        protocols = sorted({p.digest for p in planned.work.protocols.values()})
+        from poolreg.catalog import Table
+
+        rows = self.registry.select(
+            "sweep_scores", subjects=list(subjects), evalsets=list(planned.evalsets),
+            protocols=protocols,
+        )  # fmt: skip
+        columns = tuple(rows[0]) if rows else ()
+        return Table(columns, [tuple(row.values()) for row in rows])
+
+    # -- SQL -------------------------------------------------------------------------------
+
+    def sql(self, text: str, parameters: Sequence[Any] = (), *, seconds: float = 60.0) -> Table:
+        """Run SQL over the catalog, read-only and sandboxed; raises `QueryError`."""
+        self.registry.catalog.refresh()
+        return self.registry.catalog.sandbox(text, parameters=parameters, seconds=seconds)
+
+    def query(self, name: str) -> Table:
+        """Run a named query of `schema/queries.sql`; raises `NotFound`."""
+        from poolreg.registry import unknown_name
+        from poolreg.schema import statements
+
+        known = statements("queries.sql")
+        if name not in known:
+            raise unknown_name("query", name, known)
+        return self.sql(known[name].sql)
+
+
+def _listed(texts: Sequence[str] | str) -> list[str]:
+    """Return a list also for a single string, which is a sequence of letters otherwise."""
+    return [texts] if isinstance(texts, str) else list(texts)

@@ -1,0 +1,209 @@
+"""The registry: objects, journal and catalog of one pool, changed together.
+
+The invariant is kept here: objects are on the disk before the journal record that names them,
+so a crash leaves garbage and never a dangling name. Names and digests are resolved here too.
+
+    pool/
+      FORMAT            {"format": 1, "id": uuid}
+      objects/          immutable bytes, named by their sha256
+      journal/          append-only records, one segment a writer
+      catalog.duckdb    derived from the journal; safe to delete
+      locks/  tmp/      flock files; staging on the same file system
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from poolreg import records
+from poolreg.canonical import canonical_json
+from poolreg.catalog import Catalog
+from poolreg.errors import Conflict, NoPool, NotFound, UnknownFormat, UsageError
+from poolreg.files import lock, read_capped, storage_errors, write_atomic
+from poolreg.journal import Journal, Record
+from poolreg.mixture import check_name
+from poolreg.objects import ObjectStore
+
+FORMAT = 1
+_FOLDERS = ("objects", "journal", "locks", "tmp")
+_SHORTEST_PREFIX = 6
+
+# Partitions and models both stand in expressions, so they share one space of names.
+_OTHER_SPACE = {"partition": "model", "model": "partition"}
+
+
+class Registry:
+    """One opened pool. Use `create`, `open` or `find`; `close` when done."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = ObjectStore(root / "objects", root / "tmp")
+        self.journal = Journal(root / "journal")
+        self.catalog = Catalog(root, self.journal)
+
+    @classmethod
+    def create(cls, root: Path) -> Registry:
+        """Make an empty pool; raises `Conflict` if the folder holds a pool or anything else."""
+        if (root / "FORMAT").exists():
+            raise Conflict(f"{root} is a pool already", hint="use it, or choose another folder")
+        if root.exists() and not root.is_dir():
+            raise Conflict(f"{root} is a file", hint="choose another folder")
+        strange = (
+            [p.name for p in root.iterdir() if p.name not in _FOLDERS] if root.exists() else []
+        )
+        if strange:
+            raise Conflict(
+                f"{root} is not empty (it holds {strange[0]!r})",
+                hint="a pool needs a folder of its own, for example: poolreg init pool",
+            )
+        with storage_errors(f"making the pool {root}"):
+            for name in _FOLDERS:
+                (root / name).mkdir(parents=True, exist_ok=True)
+            # Last: only a folder with FORMAT is a pool.
+            write_atomic(
+                root / "FORMAT", canonical_json({"format": FORMAT, "id": str(uuid.uuid4())})
+            )
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: Path) -> Registry:
+        """Open the pool in `root`; raises `NoPool` or `UnknownFormat`."""
+        path = root / "FORMAT"
+        if not path.is_file():
+            raise NoPool(f"no pool in {root}", hint="make one with: poolreg init DIR")
+        try:
+            fields = json.loads(read_capped(path, 4096, error=UnknownFormat, what="FORMAT"))
+            version, _ = fields["format"], str(fields["id"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UnknownFormat(
+                f"{path} is not the FORMAT file of a pool",
+                hint="restore it from a copy of the pool",
+            ) from error
+        if version != FORMAT or isinstance(version, bool):
+            raise UnknownFormat(
+                f"the pool {root} has format {version!r}; this poolreg reads format {FORMAT}",
+                hint="install a newer poolreg",
+            )
+        return cls(root)
+
+    @classmethod
+    def find(cls, given: str | Path | None = None) -> Registry:
+        """Open `given`, else $POOLREG_POOL, else the nearest pool upwards from here.
+
+        A folder counts when it is a pool or holds one in its subfolder `pool`.
+        """
+        chosen = given or os.environ.get("POOLREG_POOL")
+        if chosen:
+            return cls.open(Path(chosen).absolute())
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            for candidate in (folder, folder / "pool"):
+                if (candidate / "FORMAT").is_file():
+                    return cls.open(candidate)
+        raise NoPool(
+            f"no pool in {here} or above it",
+            hint="make one with `poolreg init pool`, or name one with --pool DIR or POOLREG_POOL",
+        )
+
+    def close(self) -> None:
+        """Close the catalog's connection."""
+        self.catalog.close()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writers' lock (shared) from the first object to the record that names it."""
+        with lock(self.root / "locks" / "writers", shared=True, what="the pool"):
+            yield
+
+    def put_json(self, value: Any, objects: dict[str, int]) -> str:
+        """Store canonical JSON, note its size in `objects`, and return its digest."""
+        return self.put(canonical_json(value), objects)
+
+    def put(self, data: bytes, objects: dict[str, int]) -> str:
+        """Store bytes, note their size in `objects`, and return their digest."""
+        digest = self.objects.put(data)
+        objects[digest] = len(data)
+        return digest
+
+    def record(self, *new: Record) -> None:
+        """Append records to the journal; returns when they are on the disk."""
+        self.journal.append(new)
+
+    def select(self, lookup: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run a named look-up over an up-to-date catalog."""
+        self.catalog.refresh()
+        return self.catalog.select(lookup, **parameters)
+
+    def one(self, lookup: str, **parameters: Any) -> dict[str, Any]:
+        """Return the single row of a look-up that must find one; raises `NotFound`."""
+        rows = self.select(lookup, **parameters)
+        if not rows:
+            what = " ".join(str(value)[:12] for value in parameters.values())
+            raise NotFound(f"the pool does not hold {what}", hint="see: poolreg ls")
+        return rows[0]
+
+    # -- names ---------------------------------------------------------------------------
+
+    def names(self, space: str) -> dict[str, str]:
+        """Return the current names of a space with the digests that they name."""
+        return {row["name"]: row["target"] for row in self.select("names", space=space)}
+
+    def resolve(self, space: str, text: str) -> str:
+        """Return the digest that a name or a unique digest prefix stands for.
+
+        Raises `NotFound` with the nearest names, `UsageError` for an ambiguous prefix.
+        """
+        names = self.names(space)
+        if text in names:
+            return names[text]
+        if len(text) >= _SHORTEST_PREFIX and not set(text) - set("0123456789abcdef"):
+            found = [row["digest"] for row in self.select(f"{space}_digests", prefix=text)]
+            if len(found) > 1:
+                raise UsageError(
+                    f"{text} begins {len(found)} {space} digests", hint="give more of its digits"
+                )
+            if found:
+                return str(found[0])
+        raise unknown_name(space, text, names)
+
+    def check_free(
+        self, space: str, name: str, target: str | None, *, replace: bool = False
+    ) -> str:
+        """Return `name` in normal form if it may be given to `target`; raises `Conflict`."""
+        name = check_name(name)
+        other = _OTHER_SPACE.get(space)
+        if other and name in self.names(other):
+            raise Conflict(
+                f"{name!r} names a {other} already; partitions and models share their names",
+                hint="choose another name",
+            )
+        present = self.names(space).get(name)
+        if present not in (None, target) and not replace:
+            raise Conflict(
+                f"the {space} name {name!r} is taken by {str(present)[:12]}",
+                hint="choose another name, or pass --replace to move the name to the new one",
+            )
+        return name
+
+    def remove(self, space: str, text: str) -> str:
+        """Tombstone what `text` names and return its digest; the data stays until gc."""
+        digest = self.resolve(space, text)
+        with self.writing():
+            self.record(records.removal(space, digest, removed=True))
+        return digest
+
+
+def unknown_name(space: str, text: str, known: Mapping[str, Any]) -> NotFound:
+    """Return the error for a name that is not there, with the nearest ones as the way out."""
+    near = difflib.get_close_matches(text, list(known), n=3, cutoff=0.5)
+    listed = ", ".join(near or sorted(known)[:8])
+    hint = f"did you mean {listed}?" if near else f"known names: {listed or 'none yet'}"
+    shown = text if len(text) <= 60 and text.isprintable() else repr(text[:60])
+    return NotFound(f"no {space} is named {shown}", hint=hint, name=text)

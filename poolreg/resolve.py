@@ -1,0 +1,224 @@
+"""From what a user writes to what is measured: expressions to exact recipes over stored models.
+
+A `Resolver` is a snapshot of the pool's names, base units and unit models; resolving thousands
+of mixtures then needs no further look-up. The result names models by digest only, so an answer
+stays right when names change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from poolreg import data, records
+from poolreg.canonical import digest_of
+from poolreg.errors import NotFound, UsageError
+from poolreg.journal import Record
+from poolreg.mixture import Atom, Mixture, common_denominator, parse, unit_weights
+from poolreg.registry import Registry, unknown_name
+
+METHOD = "average-1"  # the definition of merging; a change of it changes every recipe digest
+
+Weights = tuple[tuple[str, Fraction], ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a stored model, or an exact average of stored models.
+
+    `digest` is the model's or the recipe's; `components` are the models with their exact
+    weights, sorted by digest. A mixture also has its canonical expression, scheme and blend (the
+    digest of the weights over base units, whatever models stand for them).
+    """
+
+    digest: str
+    label: str
+    kind: str  # mixture or model
+    components: Weights
+    seed: str | None = None
+    mixture: str | None = None
+    scheme: str | None = None
+    blend: str | None = None
+    mixture_digest: str | None = None
+    partitions: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    @property
+    def integer_weights(self) -> tuple[tuple[str, int], ...]:
+        """The weights as whole numbers without a common factor, sorted by digest."""
+        scale = common_denominator(weight for _, weight in self.components)
+        return tuple((model, int(weight * scale)) for model, weight in self.components)
+
+
+class Resolver:
+    """A snapshot of one pool in which expressions are resolved."""
+
+    def __init__(
+        self, registry: Registry, *, scheme: str = "micro", seed: str | None = None
+    ) -> None:
+        self.registry = registry
+        self.scheme = scheme
+        self.partitions = registry.names("partition")
+        self.models = registry.names("model")
+        self.everything = data.everything(registry)
+        self.groups = data.groups(registry)
+        self.counts: dict[str, int] = {}
+        self.units: dict[tuple[str, int], str] = {}
+        for row in registry.select("units", partitions=list(self.partitions.values())):
+            self.units[row["partition"], row["unit"]] = row["digest"]
+            self.counts[row["partition"]] = max(self.counts.get(row["partition"], 0), row["unit"])
+        self._seed = registry.resolve("model", seed) if seed else None
+        self._unit_models: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+
+    def subject(self, text: str) -> Subject:
+        """Return the model named `text`, or the mixture that it expresses.
+
+        Raises `MixtureError`, `NotFound` for an unknown name or a base unit without a model.
+        """
+        if text in self.models:
+            return self.model(self.models[text])
+        mixture = self.expression(text)
+        unknown = [name for name in mixture.partitions if name not in self.partitions]
+        if unknown == [text]:
+            return self._by_digest(text)
+        return self.mixture(mixture)
+
+    def expression(self, text: str) -> Mixture:
+        """Return the mixture that `text` expresses; names are not checked yet."""
+        return parse(text, everything=self.everything, groups=self.groups)
+
+    def _by_digest(self, text: str) -> Subject:
+        try:
+            return self.model(self.registry.resolve("model", text))
+        except NotFound:
+            known = {**self.partitions, **self.models, **self.groups}
+            raise unknown_name("partition or model", text, known) from None
+
+    def model(self, digest: str) -> Subject:
+        """Return a stored model as a subject."""
+        row = self.registry.one("model_label", model=digest)
+        seed = digest if row["role"] == "seed" else row["seed"]
+        return Subject(digest, row["label"], "model", ((digest, Fraction(1)),), seed=seed)
+
+    def weights(self, mixture: Mixture) -> tuple[tuple[tuple[str, int], Fraction], ...]:
+        """Return the exact weights of a mixture over ((partition digest, unit), weight)."""
+        counts = {}
+        for name in mixture.partitions:
+            if name not in self.partitions:
+                raise unknown_name("partition", name, {**self.partitions, **self.groups})
+            counts[name] = self.counts[self.partitions[name]]
+        for atom, _ in mixture.weights:
+            if atom.unit > counts[atom.partition]:
+                raise NotFound(
+                    f"{atom} does not exist: {atom.partition} has {counts[atom.partition]} units"
+                )
+        found = unit_weights(mixture, counts, self.scheme)
+        return tuple(((self.partitions[a.partition], a.unit), weight) for a, weight in found)
+
+    def blend(self, mixture: Mixture) -> str:
+        """Return the digest of a mixture's weights over base units."""
+        rows = [
+            [self.units[unit], weight.numerator, weight.denominator]
+            for unit, weight in self.weights(mixture)
+        ]
+        return digest_of(["blend", 1, sorted(rows)])
+
+    def mixture(
+        self, mixture: Mixture, *, seed: str | None = None, origin: str = "design"
+    ) -> Subject:
+        """Return the exact average that stands for a mixture, with the records that describe it.
+
+        `seed` is the digest of the seed whose models are averaged (default: `seed_for`).
+        """
+        weights = self.weights(mixture)
+        seed = self.seed_for([unit for unit, _ in weights], only=seed)
+        models = self.unit_models(seed)
+        totals: dict[str, Fraction] = {}
+        for unit, weight in weights:
+            model = models[unit]["model"]
+            totals[model] = totals.get(model, Fraction(0)) + weight
+        components = tuple(sorted(totals.items()))
+        rows = [[model, w.numerator, w.denominator] for model, w in components]
+        recipe = digest_of({"recipe": METHOD, "components": rows})
+        subject = components[0][0] if len(components) == 1 else recipe
+        scheme = "micro" if self._coincide(mixture) else self.scheme
+        blend = self.blend(mixture)
+        named = [
+            [self.partitions[atom.partition], atom.unit, w.numerator, w.denominator]
+            for atom, w in mixture.weights
+        ]
+        digest = digest_of(
+            {"mixture": 1, "weights": sorted(named), "scheme": scheme, "subject": subject}
+        )
+        tokens = [models[unit]["tokens"] for unit, _ in weights]
+        body = {
+            "mixture": str(mixture),
+            "scheme": scheme,
+            "seed": seed,
+            "subject": subject,
+            "blend": blend,
+            "size": len(mixture.partitions),
+            "unit_tokens": None if None in tokens else sum(tokens),
+            "origin": origin,
+            "weights": sorted(named),
+        }
+        made = [records.keyed("mixture", digest, body)]
+        if len(components) > 1:
+            made.append(records.keyed("recipe", recipe, {"components": rows}))
+        return Subject(
+            digest=subject, label=str(mixture), kind="mixture", components=components, seed=seed,
+            mixture=str(mixture), scheme=scheme, blend=blend, mixture_digest=digest,
+            partitions=tuple(self.partitions[name] for name in mixture.partitions),
+            records=tuple(made),
+        )  # fmt: skip
+
+    def _coincide(self, mixture: Mixture) -> bool:
+        """Tell whether micro and macro give the same weights, so that one label serves both."""
+        counts = {
+            a.partition: self.counts[self.partitions[a.partition]] for a, _ in mixture.weights
+        }
+        micro = unit_weights(mixture, counts, "micro")
+        return micro == unit_weights(mixture, counts, "macro")
+
+    def unit_models(self, seed: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return the latest model of each (partition, unit) that was trained from a seed."""
+        if seed not in self._unit_models:
+            rows = self.registry.select("unit_models", seed=seed)
+            self._unit_models[seed] = {(row["partition"], row["unit"]): row for row in rows}
+        return self._unit_models[seed]
+
+    def seed_for(self, units: list[tuple[str, int]], *, only: str | None = None) -> str:
+        """Return the seed whose unit models cover `units`; raises if none or several do."""
+        seeds = [only] if only else list(self._seeds())
+        if not seeds:
+            raise NotFound(
+                "the pool has no seed model yet",
+                hint="train one: poolreg train seed; or add one: poolreg model add DIR --seed",
+            )
+        covering = [s for s in seeds if all(unit in self.unit_models(s) for unit in units)]
+        if len(covering) == 1:
+            return covering[0]
+        if covering:
+            labels = ", ".join(self.model(seed).label for seed in covering)
+            raise UsageError(
+                f"several seed models have all the unit models needed: {labels}",
+                hint="say which with --seed NAME",
+            )
+        best = max(seeds, key=lambda s: sum(unit in self.unit_models(s) for unit in units))
+        missing = next(unit for unit in units if unit not in self.unit_models(best))
+        atom = Atom(next(n for n, d in self.partitions.items() if d == missing[0]), missing[1])
+        label = self.model(best).label
+        raise NotFound(
+            f"no model of {atom} was trained from seed {label!r}",
+            hint=f"train it: poolreg train unit {atom}; or add it: poolreg model add DIR "
+            f"--partition {atom.partition} --unit {atom.unit} --from {label}",
+        )
+
+    def _seeds(self) -> Iterator[str]:
+        if self._seed:
+            yield self._seed
+            return
+        for row in self.registry.select("seeds"):
+            yield row["digest"]

@@ -1,0 +1,141 @@
+"""Many mixtures at once: choosing them, planning what is missing, measuring it.
+
+A sweep is an evaluation of many subjects; what makes it cheap (partial sums, one live model,
+the memo) is in `evaluate` and `live`. Each mixture is recorded when it is done, so a killed
+sweep goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from poolreg.ask import evalsets_named
+from poolreg.errors import ConfigError, UsageError
+from poolreg.evaluate import Evaluation, Key, Plan, Settings, note_subjects, plan, run
+from poolreg.files import read_capped
+from poolreg.mixture import Atom, Mixture, mix, subsets
+from poolreg.progress import SILENT, Progress
+from poolreg.registry import Registry
+from poolreg.resolve import Resolver, Subject
+
+MOST_MIXTURES = 200_000
+_THOUSAND = 1000  # Dirichlet weights are whole thousandths, so that their averages are exact
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep would do. `seconds` is an estimate from earlier speed, None without any."""
+
+    subjects: tuple[Subject, ...]
+    evalsets: dict[str, str]  # digest → name
+    work: Plan
+    settings: Settings
+    seconds: float | None
+
+    @property
+    def mixtures(self) -> int:
+        """Number of mixtures."""
+        return len(self.subjects)
+
+    @property
+    def memoised(self) -> int:
+        """Evaluations that the memo holds."""
+        return len(self.work.known)
+
+
+def choose_subsets(
+    registry: Registry, *, sizes: tuple[int, int] | None = None, limit: int | None = None,
+    among: str = "all", sample_seed: int = 0,
+) -> list[Mixture]:  # fmt: skip
+    """Return the union of every subset of the partitions in `among`, smallest first.
+
+    `sizes` bounds their size, `limit` draws that many of them at random (seeded).
+    """
+    names = list(Resolver(registry).expression(among).partitions)
+    low, high = sizes or (1, len(names))
+    if not 1 <= low <= high:
+        raise UsageError(f"sizes {low}-{high} are not a range from 1", hint="write 2 or 1-3")
+    high = min(high, len(names))
+    count = sum(math.comb(len(names), size) for size in range(low, high + 1))
+    if count > MOST_MIXTURES:
+        raise UsageError(
+            f"{len(names)} partitions have {count:,} such subsets",
+            hint="narrow it with --sizes, or draw mixtures with --dirichlet N",
+        )
+    return _limited(list(subsets(names, range(low, high + 1))), limit, sample_seed)
+
+
+def choose_dirichlet(
+    registry: Registry, count: int, *, seed: int = 0, among: str = "all", concentration: float = 1.0
+) -> list[Mixture]:
+    """Return `count` mixtures drawn from a symmetric Dirichlet, in whole thousandths."""
+    import numpy as np
+
+    if not 1 <= count <= MOST_MIXTURES or not concentration > 0:
+        raise UsageError(
+            f"cannot draw {count} mixtures with concentration {concentration:g}",
+            hint=f"draw 1 to {MOST_MIXTURES:,} with a concentration above 0",
+        )
+    names = list(Resolver(registry).expression(among).partitions)
+    draws = np.random.default_rng(seed).dirichlet([concentration] * len(names), size=count)
+    return [
+        mix((Atom(name), Fraction(part)) for name, part in zip(names, _whole(row), strict=True))
+        for row in draws.tolist()
+    ]
+
+
+def _whole(shares: Sequence[float]) -> list[int]:
+    """Round shares to thousandths that sum to a thousand, by the largest remainder."""
+    counts = [int(share * _THOUSAND) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i] * _THOUSAND)
+    for index in by_remainder[: _THOUSAND - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def read_mixtures(registry: Registry, path: Path) -> list[Mixture]:
+    """Read expressions from a file, one a line; empty lines and `#` comments are passed over."""
+    text = read_capped(path, 64 << 20, error=ConfigError, what="the file of mixtures")
+    try:
+        lines = text.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
+    resolver = Resolver(registry)
+    plain = [line.partition("#")[0].strip() for line in lines]
+    return [resolver.expression(line) for line in plain if line]
+
+
+def _limited(mixtures: list[Mixture], limit: int | None, seed: int) -> list[Mixture]:
+    if limit is None or limit >= len(mixtures):
+        return mixtures
+    if limit < 1:
+        raise UsageError(f"cannot limit a sweep to {limit} mixtures", hint="give 1 or more")
+    chosen = sorted(random.Random(seed).sample(range(len(mixtures)), limit))
+    return [mixtures[index] for index in chosen]
+
+
+def plan_sweep(
+    registry: Registry, mixtures: Sequence[Mixture], on: Sequence[str] = (), *,
+    scheme: str = "micro", seed: str | None = None, settings: Settings | None = None,
+) -> SweepPlan:  # fmt: skip
+    """Resolve mixtures and look up what the memo holds; measures nothing."""
+    settings = settings or Settings()
+    resolver = Resolver(registry, scheme=scheme, seed=seed)
+    subjects = tuple(resolver.mixture(mixture) for mixture in dict.fromkeys(mixtures))
+    evalsets = evalsets_named(registry, on)
+    work = plan(registry, subjects, list(evalsets), settings)
+    speed = registry.select("speed")[0]["bytes_per_second"]
+    return SweepPlan(subjects, evalsets, work, settings, work.bytes / speed if speed else None)
+
+
+def run_sweep(
+    registry: Registry, planned: SweepPlan, *, progress: Progress = SILENT
+) -> dict[Key, Evaluation]:
+    """Measure what the plan lacks and return all of its evaluations."""
+    note_subjects(registry, planned.subjects)
+    return run(registry, planned.work, planned.settings, progress=progress)

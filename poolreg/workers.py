@@ -1,0 +1,90 @@
+"""Run calls in spawned processes, with their progress shown as one.
+
+Processes are spawned, never forked: a forked child would inherit locks, threads and database
+connections. With one worker the calls run here, so a library user needs no `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+from poolreg.progress import Progress
+
+T = TypeVar("T")
+
+_channel: Any = None  # of this worker process, to its parent
+
+
+def run_jobs(
+    call: Callable[..., T], jobs: Sequence[tuple[Any, ...]], *, workers: int, progress: Progress
+) -> Iterator[T]:
+    """Yield `call(*job, progress=…)` of each job, in order.
+
+    The first error stops what has not begun, waits for what has, and is raised.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            yield call(*job, progress=progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    channel = context.Queue()
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(channel,)
+    ) as pool:
+        futures = [pool.submit(_in_worker, call, job) for job in jobs]
+        _watch(futures, channel, progress)
+        for future in futures:
+            yield future.result()
+
+
+def _watch(futures: Sequence[Future[Any]], channel: Any, progress: Progress) -> None:
+    waiting = set(futures)
+    while waiting:
+        finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+        while True:
+            try:
+                kind, value = channel.get_nowait()
+            except queue.Empty:
+                break
+            if kind == "advance":
+                progress.advance(value)
+            else:
+                progress.note(value)
+        for future in finished:
+            if not future.cancelled() and future.exception():
+                for other in waiting:
+                    other.cancel()
+
+
+def _begin(channel: Any) -> None:
+    global _channel
+    _channel = channel
+    # One thread each: several processes with many threads would fight for the cores.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _in_worker(call: Callable[..., T], job: tuple[Any, ...]) -> T:
+    return call(*job, progress=_Sent())
+
+
+class _Sent:
+    """Sends progress to the parent process, which knows the total."""
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """Nothing: the parent has announced the whole."""
+
+    def advance(self, amount: int) -> None:
+        """Send an advance."""
+        _channel.put(("advance", amount))
+
+    def note(self, text: str) -> None:
+        """Send a note."""
+        _channel.put(("note", text))
