@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poolreg import records
@@ -22,6 +23,7 @@ from poolreg.progress import SILENT, Progress
 from poolreg.protocol import Protocol, default_max_length, evaluation_id
 from poolreg.registry import Registry
 from poolreg.resolve import Subject
+from poolreg.workers import run_jobs
 
 if TYPE_CHECKING:
     from poolreg.live import LiveModel
@@ -30,13 +32,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to evaluate. `max_length` and `dtype` are part of the protocol, the rest is not."""
+    """How to evaluate. `max_length` and `dtype` are part of the protocol, the rest is not.
+
+    `workers` processes share the subjects, with `threads` torch threads each (default: one with
+    several workers, else torch's own choice).
+    """
 
     max_length: int | None = None
     dtype: str = "float32"
     device: str = "auto"
     batch_tokens: int | None = None
     threads: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -169,15 +176,32 @@ def run(
     Raises `Incompatible`, `Refused` or `Damage` for models that cannot be averaged or loaded.
     """
     results = dict(work.known)
-    if work.missing:
-        note_subjects(registry, [subject for subject, _ in work.missing])
-        worker = _Worker(registry, work, settings)
-        progress.start("evaluating", work.bytes, "bytes")
-        for subject, evalsets in work.missing:
-            progress.note(subject.label)
-            for evaluation in worker.measure(subject, evalsets, progress):
-                results[evaluation.subject, evaluation.evalset] = evaluation
+    note_subjects(registry, [subject for subject, _ in work.missing])
+    progress.start("evaluating", work.bytes, "bytes")
+    parts = _split(work, settings.workers)
+    threads = 1 if len(parts) > 1 and settings.threads is None else settings.threads
+    jobs = [(registry.root, part, replace(settings, threads=threads)) for part in parts]
+    for made in run_jobs(_measure, jobs, workers=settings.workers, progress=progress):
+        results |= {(row.subject, row.evalset): row for row in made}
     return results
+
+
+def _split(work: Plan, parts: int) -> list[Plan]:
+    """Cut what is missing into runs of neighbours, so that each keeps its partial sums."""
+    size = -(-len(work.missing) // max(parts, 1))
+    starts = range(0, len(work.missing), max(size, 1))
+    return [replace(work, known={}, missing=work.missing[i : i + size]) for i in starts]
+
+
+def _measure(root: Path, work: Plan, settings: Settings, *, progress: Progress) -> list[Evaluation]:
+    registry = Registry.open(root)
+    worker = _Worker(registry, work, settings)
+    made: list[Evaluation] = []
+    for subject, evalsets in work.missing:
+        progress.note(subject.label)
+        made += worker.measure(subject, evalsets, progress)
+    registry.close()
+    return made
 
 
 @dataclass

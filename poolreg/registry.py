@@ -101,7 +101,9 @@ class Registry:
         """
         chosen = given or os.environ.get("POOLREG_POOL")
         if chosen:
-            return cls.open(Path(chosen).absolute())
+            root = Path(chosen).absolute()
+            inner = root / "pool"
+            return cls.open(inner if not (root / "FORMAT").is_file() and inner.is_dir() else root)
         here = Path.cwd()
         for folder in (here, *here.parents):
             for candidate in (folder, folder / "pool"):

@@ -114,7 +114,8 @@ def train(
     weights. `device` is auto, cpu or cuda. When `stop_requested` says so, and on Ctrl-C, the
     training leaves a checkpoint in `resume` after the step in work and raises
     `KeyboardInterrupt`. Raises `ConfigError` for settings that give no model and for a loss
-    that is not finite, `Conflict` if `out` exists, `UsageError`, `Refused`, `Incompatible`.
+    that is not finite, `Conflict` if `out` exists, `UsageError` for too little text,
+    `Incompatible` for tokens that the model does not know, and what `load_model` raises.
     """
     if out.exists():
         raise Conflict(f"{out} exists already", hint="choose another place or remove it first")

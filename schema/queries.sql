@@ -98,10 +98,21 @@ FROM proxy_pairs
 ORDER BY evalset, budget, mixture;
 
 -- name: correlation
--- Pearson correlation of proxy and reference losses within each evalset and budget.
-SELECT evalset, budget, count(*) AS "references", corr(proxy_loss, reference_loss) AS pearson,
-       avg(proxy_loss - reference_loss) AS mean_difference
+-- Correlation of proxy and reference losses within each evalset and budget: of the merged model, and of the weighted mean of the unit models' losses as the naive alternative.
+WITH mean_losses AS (
+    SELECT recipe_components.recipe AS subject, evaluations.evalset, evaluations.protocol,
+           sum(recipe_components.weight * loss(nll, tokens)) AS mean_loss, count(*) AS measured
+    FROM recipe_components
+    JOIN evaluations ON evaluations.subject = recipe_components.model
+    GROUP BY ALL
+)
+SELECT proxy_pairs.evalset, budget, count(*) AS "references",
+       corr(proxy_loss, reference_loss) AS merged, corr(mean_loss, reference_loss) AS mean_of_losses,
+       avg(proxy_loss - reference_loss) AS merged_minus_reference
 FROM proxy_pairs
+LEFT JOIN mean_losses ON mean_losses.subject = proxy_subject AND mean_losses.evalset = evalset_digest
+ AND mean_losses.protocol = proxy_pairs.protocol
+ AND measured = (SELECT components FROM recipes WHERE recipes.digest = proxy_subject)
 GROUP BY ALL
 ORDER BY budget, evalset;
 

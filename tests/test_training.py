@@ -19,7 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from poolreg.errors import ConfigError, Conflict, Incompatible, Refused, StorageError, UsageError
+from poolreg.errors import (
+    ConfigError,
+    Conflict,
+    Incompatible,
+    NotFound,
+    Refused,
+    StorageError,
+    UsageError,
+)
 from poolreg.recipe import Hyperparameters
 from poolreg.tokens import Source, encode_stream, plan_batches, train_tokenizer
 from poolreg.training import CHECKPOINT, Resume, learning_rate, train
@@ -464,7 +472,7 @@ def test_places_and_starts(run, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(Conflict, match="exists already"):
         run(tmp_path / "taken")
-    refused(run, tmp_path, Refused, "absent", start=tmp_path / "absent")
+    refused(run, tmp_path, NotFound, "absent", start=tmp_path / "absent")
     run(tmp_path / "seed")
     path = tmp_path / "seed" / "model.safetensors"
     tensors = load_file(path)

@@ -1,0 +1,288 @@
+"""Tiny pools of real parts, made in seconds without training.
+
+A tokenizer written out by hand, two-layer models with random weights from numpy's frozen
+generator, unit models that are the seed plus small noise, and partitions of repeated lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolreg import Pool
+from poolreg.errors import PoolregError
+from poolreg.tensors import NUMPY_DTYPES, plan_shards, read_array, read_header, write_file
+
+CONTEXT = 16
+VOCABULARY = 272
+MERGES = ["t h", "th e", "i n", "a n", "e r", "Ġ the", "an d", "Ġ and", "Ġ in", "o n", "Ġ c"]
+
+_LLAMA_LIKE = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+}  # fmt: skip
+_SIZES = {
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
+    "opt": {
+        "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "word_embed_proj_dim": 16, "max_position_embeddings": CONTEXT,
+    },
+    "gpt_neox": {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": CONTEXT,
+    },
+    # Its experts are one tensor each on disk and joined in memory.
+    "mixtral": {**_LLAMA_LIKE, "num_local_experts": 2, "num_experts_per_tok": 1},
+}  # fmt: skip
+
+# What the partitions are about; each line is a document of the evalset of that name, too.
+LINES = {
+    "alpha": "the cat and the hat in the rain",
+    "beta": "def f(x): return [x for y in range(10)]",
+    "gamma": "1 plus 1 is 2 and 2 plus 2 is 4",
+    "delta": "Xylophone! Quick? JUMPS: over, lazy; dogs.",
+    "epsilon": "<p class='c'>the end of the page</p>",
+    "zeta": "naïve café, 東京 and more",
+}
+
+
+# -- folders --------------------------------------------------------------------------------
+
+
+def tokenizer_folder(folder: Path, merges: list[str] | None = None) -> Path:
+    """Write a byte-level BPE tokenizer with a beginning and an end of text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = MERGES if merges is None else merges
+    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    symbols += [merge.replace(" ", "") for merge in merges]
+    pairs = [tuple(merge.split()) for merge in merges]
+    bpe = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, pairs))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    made.save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def _tokenizer_files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        return {path.name: path.read_bytes() for path in tokenizer_folder(Path(folder)).iterdir()}
+
+
+@functools.cache
+def _model_files(family: str, tied: bool, dtype: str, seed: int) -> dict[str, bytes]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from poolreg.scoring import quiet_transformers
+
+    config = AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        tie_word_embeddings=tied, **_SIZES[family],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    random = np.random.RandomState(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            values = 0.3 * random.standard_normal(tuple(weight.shape))
+            is_norm = weight.ndim == 1 and name.endswith("weight")
+            weight.copy_(torch.from_numpy(values + 1.0 if is_norm else values))
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def model_folder(
+    folder: Path, family: str = "llama", *, tied: bool = False, dtype: str = "float32",
+    seed: int = 0, tokenizer: bool = True,
+) -> Path:  # fmt: skip
+    """Write a model with random weights, as `save_pretrained` does, with the tokenizer."""
+    files = dict(_model_files(family, tied, dtype, seed))
+    if tokenizer:
+        files |= _tokenizer_files()
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+Arrays = dict[str, tuple[str, np.ndarray]]
+
+
+def arrays_of(folder: Path) -> Arrays:
+    """Return all tensors of a model folder, sharded or not, as raw arrays with their dtype."""
+    found: Arrays = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        infos = read_header(path).tensors
+        found |= {name: (info.dtype, read_array(path, info)) for name, info in infos.items()}
+    return found
+
+
+def values(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Return raw values as float64."""
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return raw.astype(np.float64)
+
+
+def rounded(exact: np.ndarray, dtype: str) -> np.ndarray:
+    """Round float64 once, to nearest and ties to even, and return raw values of `dtype`."""
+    if dtype != "BF16":
+        return exact.astype(NUMPY_DTYPES[dtype])
+    _, exponent = np.frexp(exact)
+    step = np.exp2(np.maximum(exponent - 8, -133).astype(np.float64))  # of 8 significant bits
+    single = (np.rint(exact / step) * step).astype(np.float32)  # which holds such values exactly
+    return (single.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def average(parents: list[Arrays], weights: list[int], dtype: str | None = None) -> Arrays:
+    """The plain reference: float64 sums of every tensor, one division, one rounding."""
+    made: Arrays = {}
+    for name, (stored, first) in parents[0].items():
+        if stored.startswith(("F", "BF")):
+            total = sum(
+                w * values(p[name][1], stored) for w, p in zip(weights, parents, strict=True)
+            )
+            to = dtype or stored
+            made[name] = (to, rounded(np.asarray(total) / sum(weights), to))
+        else:
+            made[name] = (stored, first)
+    return made
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two sets of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all(
+        one[name][0] == other[name][0]
+        and one[name][1].shape == other[name][1].shape
+        and one[name][1].tobytes() == other[name][1].tobytes()
+        for name in one
+    )
+
+
+def unit_folder(folder: Path, start: Path, number: int) -> Path:
+    """Write a copy of the model in `start` whose floating tensors have small noise added."""
+    shutil.copytree(start, folder)
+    random = np.random.RandomState(1000 + number)
+    noisy: Arrays = {}
+    for name, (dtype, raw) in sorted(arrays_of(start).items()):
+        if dtype.startswith(("F", "BF")):
+            noise = 0.05 * random.standard_normal(raw.shape)
+            noisy[name] = (dtype, rounded(values(raw, dtype) + noise, dtype))
+        else:
+            noisy[name] = (dtype, raw)
+    write_file(folder / "model.safetensors", noisy, {"format": "pt"})
+    return folder
+
+
+def set_tensors(folder: Path, **changed: tuple[str, np.ndarray]) -> None:
+    """Replace or add tensors of an unsharded folder; dots are written as two underscores."""
+    arrays = {name: (dtype, np.array(raw)) for name, (dtype, raw) in arrays_of(folder).items()}
+    arrays |= {name.replace("__", "."): item for name, item in changed.items()}
+    write_file(folder / "model.safetensors", arrays, {"format": "pt"})
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def shard(folder: Path, to: Path, max_bytes: int = 8000) -> Path:
+    """Write the model of a folder again, in shards."""
+    shutil.copytree(folder, to)
+    (to / "model.safetensors").unlink()
+    arrays = arrays_of(folder)
+    groups = plan_shards({name: (d, raw.shape) for name, (d, raw) in arrays.items()}, max_bytes)
+    placed = {}
+    for number, names in enumerate(groups, start=1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        write_file(to / file, {name: arrays[name] for name in names}, {"format": "pt"})
+        placed |= dict.fromkeys(names, file)
+    assert len(groups) > 1
+    index = {"metadata": {}, "weight_map": placed}
+    (to / "model.safetensors.index.json").write_text(json.dumps(index))
+    return to
+
+
+# -- pools ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A pool made here, with the folders of its models beside it."""
+
+    root: Path  # of the pool
+    seed: Path  # model folders
+    units: dict[tuple[str, int], Path]
+    texts: Path
+
+    def copy(self, to: Path) -> Path:
+        """Copy the pool alone."""
+        return Path(shutil.copytree(self.root, to))
+
+
+def write_texts(folder: Path, names: list[str], lines: int = 12) -> Path:
+    """Write a JSON lines file of training text for each name, and one of held-out text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        train = [f"{LINES[name]} {i} {LINES[name]}" for i in range(lines)]
+        held = [f"{LINES[name]} held {i}" for i in range(3)]
+        for kind, documents in (("train", train), ("held", held)):
+            text = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+            (folder / f"{name}.{kind}.jsonl").write_text(text)
+    return folder
+
+
+def add_data(pool: Pool, texts: Path, units: Mapping[str, int]) -> None:
+    """Add a partition of so many base units and an evalset for each name."""
+    for name, count in units.items():
+        pool.add_partition(name, [texts / f"{name}.train.jsonl"], units=count)
+        pool.add_evalset(name, [texts / f"{name}.held.jsonl"])
+
+
+def tiny_pool(
+    base: Path, units: Mapping[str, int] | None = None, family: str = "llama", *,
+    tied: bool = False, dtype: str = "float32",
+) -> Tiny:  # fmt: skip
+    """Make a pool with a seed `base`, one model for each base unit, and evalsets."""
+    units = units or {"alpha": 1, "beta": 2, "gamma": 3}
+    texts = write_texts(base / "texts", list(units))
+    seed = model_folder(base / "seed", family, tied=tied, dtype=dtype)
+    places = [(name, unit) for name, count in units.items() for unit in range(1, count + 1)]
+    folders = {
+        (name, unit): unit_folder(base / f"{name}-{unit}", seed, number)
+        for number, (name, unit) in enumerate(places)
+    }
+    with Pool.create(base / "pool") as pool:
+        add_data(pool, texts, units)
+        pool.add_model(seed, name="base", role="seed")
+        for (name, unit), folder in folders.items():
+            pool.add_model(
+                folder, role="unit", partition=name, unit=unit, seed="base", tokens=100 * unit
+            )
+    return Tiny(base / "pool", seed, folders, texts)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return what a pool holds: the journal's bytes and the names of its objects."""
+    found = {f"journal/{p.name}": p.read_bytes() for p in (root / "journal").iterdir()}
+    found |= {str(p.relative_to(root)): b"" for p in (root / "objects").rglob("*") if p.is_file()}
+    return found
+
+
+def refusal(error: PoolregError) -> str:
+    """Return message and hint in one line."""
+    return str(error).replace("\n", " | ")
