@@ -1,4 +1,4 @@
-"""Completion of names in the shell: partitions, models, evalsets and named queries of the pool."""
+"""Which pool a command line means, and completion of the names in it by the shell."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def _known(ctx: click.Context, spaces: tuple[str, ...]) -> set[str]:
         return set(statements("queries.sql"))
     from poolreg.pool import Pool
 
-    from .options import pool_folder
-
     with Pool.open(pool_folder(ctx)) as pool:
         return {name for space in spaces for name in pool.registry.names(space)}
+
+
+def pool_folder(context: click.Context) -> str | None:
+    """Return the folder given with --pool after the command, or before it."""
+    here: str | None = context.params.get("folder") or context.find_root().params.get("folder")
+    return here

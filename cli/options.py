@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from .names import complete, pool_folder
 from .output import FORMATS
 
 Command = Callable[..., Any]
@@ -41,12 +42,6 @@ def in_pool(command: Command) -> Command:
             return command(pool, *args, **kwargs)
 
     return wrapped
-
-
-def pool_folder(context: click.Context) -> str | None:
-    """Return the folder given with --pool after the command, or before it."""
-    here: str | None = context.params.get("folder") or context.find_root().params.get("folder")
-    return here
 
 
 def formatted(command: Command) -> Command:
@@ -82,8 +77,6 @@ def _names(context: click.Context, _: click.Parameter, values: Sequence[str]) ->
 
 def on_option() -> Callable[[Command], Command]:
     """Return the option that names evalsets, several times or with commas."""
-    from .names import complete
-
     return click.option(
         "--on", metavar="EVALSET", multiple=True, callback=_names,
         shell_complete=complete("evalset"),
@@ -93,8 +86,6 @@ def on_option() -> Callable[[Command], Command]:
 
 def seed_option(flag: str, what: str) -> Callable[[Command], Command]:
     """Return the option that names a seed model."""
-    from .names import complete
-
     return click.option(
         flag, "seed", metavar="SEED", shell_complete=complete("model"), help=what
     )  # fmt: skip
@@ -131,7 +122,7 @@ class Size(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the bytes."""
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(i?)b?", str(value).lower())
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *([kmgt]?)(i?)b?", str(value).lower())
         if match is None:
             self.fail(f"{value!r} is not a size; write 5GB or 500MB", param, ctx)
         number, prefix, binary = match.groups()

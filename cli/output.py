@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import click
 
 FORMATS = ("table", "json", "csv", "quiet")
 _WIDE = 100_000  # without a terminal nothing is folded
+
+_NUMBERS = (int, float, Decimal, type(None))
 
 Row = Mapping[str, Any]
 
@@ -161,9 +162,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        right = all(isinstance(row[column.key], (int, float, type(None))) for row in rows)
-        truth = any(isinstance(row[column.key], bool) for row in rows)
-        number = right and not truth
+        number = all(type(row[column.key]) in _NUMBERS for row in rows)
         title = Text(clean(column.title or column.key.replace("_", " ")))
         table.add_column(
             title, justify="right" if number else "left", no_wrap=number, overflow="fold"
@@ -227,8 +226,3 @@ def records(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[
         names.append(name if name not in names else next(n for n in numbered if n not in names))
     return [dict(zip(names, row, strict=True)) for row in rows]
 
-
-__all__ = [
-    "FORMATS", "Column", "Fraction", "Row", "clean", "count", "duration", "fixed", "message",
-    "plain", "records", "short", "show", "show_facts", "size", "text", "to_json",
-]  # fmt: skip

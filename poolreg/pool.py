@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolreg import ask as asking
 from poolreg import data
+from poolreg import describe as describing
 from poolreg import sweep as sweeping
 from poolreg.errors import NotFound
 from poolreg.evaluate import Settings
@@ -116,16 +117,20 @@ class Pool:
         return self.registry.select("partition_list")
 
     def partition(self, name: str) -> dict[str, Any]:
-        """Return one partition with its units and files."""
-        digest = self.registry.resolve("partition", name)
-        row = self.registry.one("partition", digest=digest)
-        row["units"] = self.registry.select("partition_units", partition=digest)
-        row["files"] = self.registry.select("partition_files", partition=digest)
-        return row
+        """Return one partition with its units, its files and the evalsets that overlap it."""
+        return describing.partition_facts(self.registry, self.registry.resolve("partition", name))
 
     def evalsets(self) -> list[dict[str, Any]]:
         """Return the evalsets by name: documents, bytes, number of evaluations."""
         return self.registry.select("evalset_list")
+
+    def evalset(self, name: str) -> dict[str, Any]:
+        """Return one evalset with the partitions that overlap it."""
+        return describing.evalset_facts(self.registry, self.registry.resolve("evalset", name))
+
+    def describe(self, text: str) -> list[dict[str, Any]]:
+        """Return what a name, digest or expression stands for: see `poolreg.describe`."""
+        return describing.describe(self.registry, text)
 
     def remove(self, space: str, name: str) -> str:
         """Tombstone a partition, model or evalset and return its digest; its data stays."""
@@ -166,11 +171,8 @@ class Pool:
 
     def model(self, name: str) -> dict[str, Any]:
         """Return one model with its files and runs."""
-        digest = self._model(name)
-        row = self.registry.one("model", digest=digest)
-        row["files"] = self.registry.select("model_files", model=digest)
-        row["runs"] = self.registry.select("model_runs", model=digest)
-        return row
+        subject = Resolver(self.registry).model(self._model(name))
+        return describing.model_facts(self.registry, subject)
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
         """Return what a model or mixture was made from, and what was made from it."""

@@ -105,6 +105,21 @@ def test_paths_that_are_no_files(tmp_path):
         expand_files([Path("nul\0byte")])
 
 
+def test_folder_that_cannot_be_opened_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    write(tmp_path / "a.txt", "x")
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(StorageError, match="Permission denied"):
+        expand_files([tmp_path])
+
+
 def test_file_name_that_is_not_utf8_is_refused(tmp_path):
     name = os.fsdecode(b"caf\xe9.txt")
     try:
@@ -176,6 +191,7 @@ LINES = {
     "lone surrogate": (r'{"text": "a\ud83d"}', r"surrogate \(U\+D83D\)"),
     "nested too deep": ('{"text": ' + "[" * 100_000, "cannot be read"),
     "giant integer": ('{"text": ' + "1" * 5_000 + "}", "cannot be read"),
+    "mark in the middle": ('\ufeff{"text": "x"}', "not JSON"),
     "NUL": ('{"text": "\0"}', "NUL"),
     "invalid UTF-8": (b'{"text": "\xff"}', "not UTF-8"),
     "encoded surrogate": (b'{"text": "\xed\xa0\x80"}', "not UTF-8"),
@@ -306,18 +322,19 @@ def test_reading_streams(tmp_path):
 
 
 def test_scan(tmp_path):
-    a = write(tmp_path / "a.jsonl", json_lines(["é", "x", "", "é"]))
+    a = write(tmp_path / "a.jsonl", json_lines(["é", "x", "", "é", "é"]))
     b = write(tmp_path / "b.txt", "x")
     c = write(tmp_path / "c.txt", "")
     found = scan([a, b, c])
     assert found.files == (
-        FileFacts(str(a), a.stat().st_size, sha256(a.read_bytes()), 3),
+        FileFacts(str(a), a.stat().st_size, sha256(a.read_bytes()), 4),
         FileFacts(str(b), 1, sha256(b"x"), 1),
         FileFacts(str(c), 0, sha256(b""), 0),
     )
-    assert (found.documents, found.bytes, found.duplicates) == (4, 6, 2)
-    plain = b"".join(hashlib.sha256(text.encode()).digest() for text in ("é", "x", "é", "x"))
-    assert found.digests == plain == document_digests(["é", "x", "é", "x"])
+    assert (found.documents, found.bytes, found.duplicates) == (5, 8, 3)
+    texts = ["é", "x", "é", "é", "x"]
+    plain = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+    assert found.digests == plain == document_digests(texts)
     assert found.content_digest == hashlib.sha256(plain).hexdigest()
 
 

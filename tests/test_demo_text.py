@@ -56,6 +56,7 @@ def test_documents_are_many_short_and_different(demo, texts):
     for name, documents in texts.items():
         assert len(documents) > 50
         assert max(len(document.encode()) for document in documents) < 5_000, name
+        assert all(document.endswith("\n") for document in documents), name
         assert scan([demo.partitions[name]]).duplicates == 0
 
 
