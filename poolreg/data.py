@@ -14,7 +14,9 @@ from poolreg import corpus, records
 from poolreg.canonical import digest_of
 from poolreg.errors import Conflict, Drift, NotFound, UsageError
 from poolreg.mixture import check_name
+from poolreg.reading import expand_files, read_files
 from poolreg.registry import Registry
+from poolreg.units import SLICING, UnitFacts, unit_documents, unit_facts
 
 Progress = Callable[[int], None] | None
 
@@ -64,12 +66,12 @@ def add_partition(
     if parent == check_name(name):
         raise UsageError(f"{name!r} cannot be its own parent")
     registry.check_free("partition", name, None, replace=True)
-    files = corpus.expand_files(paths)
+    files = expand_files(paths)
     scan = corpus.scan(files, field=field, progress=progress)
-    texts = corpus.read_files(files, field=field)
-    facts = corpus.unit_facts(texts, of=units, total_bytes=scan.bytes)
+    texts = read_files(files, field=field)
+    facts = unit_facts(texts, of=units, total_bytes=scan.bytes)
     digest = digest_of(
-        {"partition": 1, "content": scan.content_digest, "units": units, "slicing": corpus.SLICING}
+        {"partition": 1, "content": scan.content_digest, "units": units, "slicing": SLICING}
     )
     name = registry.check_free("partition", name, digest, replace=replace)
     known = bool(registry.select("partition", digest=digest))
@@ -96,7 +98,7 @@ def add_partition(
     )
 
 
-def _unit(partition: str, number: int, facts: corpus.UnitFacts) -> dict[str, object]:
+def _unit(partition: str, number: int, facts: UnitFacts) -> dict[str, object]:
     digest = digest_of({"unit": 1, "partition": partition, "number": number})
     return {"digest": digest, "documents": facts.documents, "bytes": facts.bytes}
 
@@ -110,7 +112,7 @@ def add_evalset(
     Raises `Refused` for unreadable text and `Conflict` for a taken name.
     """
     registry.check_free("evalset", name, None, replace=True)
-    files = corpus.expand_files(paths)
+    files = expand_files(paths)
     scan = corpus.scan(files, field=field, progress=progress)
     digest = digest_of({"evalset": 1, "content": scan.content_digest})
     name = registry.check_free("evalset", name, digest, replace=replace)
@@ -118,7 +120,7 @@ def add_evalset(
     overlaps = _overlaps_of_evalset(registry, digest, scan.digests)
     objects: dict[str, int] = {}
     with registry.writing():
-        data = corpus.encode_documents(corpus.read_files(files, field=field))
+        data = corpus.encode_documents(read_files(files, field=field))
         body = {
             "object": registry.put(data, objects),
             "content": registry.put(scan.digests, objects),
@@ -183,8 +185,8 @@ def unit_text(registry: Registry, partition: str, unit: int) -> Iterator[str]:
     row = registry.one("partition", digest=partition)
     files, field = _files(registry, partition)
     refuse_drift(row["digest"], files)
-    texts = corpus.read_files([Path(file.path) for file in files], field=field)
-    return corpus.unit_documents(texts, unit, of=row["units"], total_bytes=row["bytes"])
+    texts = read_files([Path(file.path) for file in files], field=field)
+    return unit_documents(texts, unit, of=row["units"], total_bytes=row["bytes"])
 
 
 def refuse_drift(label: str, files: Sequence[corpus.FileFacts]) -> None:

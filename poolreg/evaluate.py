@@ -257,7 +257,7 @@ class _Worker:
 
     def _live(self, subject: Subject) -> LiveModel:
         from poolreg.live import LiveModel
-        from poolreg.scoring import pick_device
+        from poolreg.loading import pick_device
 
         family = _family(subject)
         if family not in self.live:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,34 @@ def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write `data` to `target`, whole or not at all."""
     with staged(target, mode=mode) as file:
         file.write(data)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that another library has written to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` when the block ends without an error.
+
+    A folder that stands at `target` by then is replaced.
+    """
+    staging = target.with_name(f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with storage_errors(f"writing {target}"):
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            for path in staging.iterdir():
+                sync_file(path)
+            sync_folder(staging)
+            if target.exists():
+                shutil.rmtree(target)
+            staging.rename(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from poolreg.errors import UsageError
 from poolreg.mixture import Atom, Mixture, mix
 from poolreg.models import Run
 from poolreg.registry import Registry
-from poolreg.resolve import Resolver
+from poolreg.resolve import Resolver, seed_named
 
 ROLES = ("seed", "unit", "reference", "other")
 
@@ -34,8 +34,12 @@ def added_run(
         )
     if unit is not None and partition is None:
         raise UsageError("a unit number needs its partition", hint="add --partition NAME")
-    if role in ("seed", "other") and budget is not None:
+    if unit is not None and unit < 1:
+        raise UsageError(f"there is no base unit {unit}", hint="base units are counted from 1")
+    if role != "reference" and budget is not None:
         raise UsageError("only references have a budget", hint="leave --budget out")
+    if budget not in (None, "sum", "same"):
+        raise UsageError(f"unknown budget {budget!r}", hint="use sum or same")
     if role == "seed" and seed is not None:
         raise UsageError("a seed model is not trained from another seed", hint="leave --from out")
     if role in ("unit", "reference") and seed is None:
@@ -44,7 +48,7 @@ def added_run(
             hint="add --from NAME; models from different seeds cannot be averaged",
         )
     resolver = Resolver(registry, scheme=scheme)
-    start = registry.resolve("model", seed) if seed else None
+    start = seed_named(registry, seed) if seed else None
     if partition is not None:
         return _unit_run(resolver, partition, unit, start, tokens)
     if mixture is not None:

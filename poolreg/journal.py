@@ -149,15 +149,16 @@ def _parse(line: bytes, segment: str, offset: int) -> Record:
         raise _damage(segment, offset, "a line does not match its checksum")
     try:
         fields = json.loads(data)
-        version, kind, identity = fields["v"], fields["kind"], fields["id"]
-        body, objects, at = fields["body"], fields["objects"], fields["at"]
+        if (version := fields["v"]) != VERSION:
+            raise UnknownFormat(
+                f"journal/{segment} holds records of format {version!r}; this poolreg reads "
+                f"format {VERSION}",
+                hint="install a newer poolreg",
+            )
+        kind, identity, at = fields["kind"], fields["id"], fields["at"]
+        body, objects = fields["body"], fields["objects"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damage(segment, offset, "a line is not a record") from error
-    if version != VERSION:
-        raise UnknownFormat(
-            f"journal/{segment} holds records of format {version!r}, this poolreg reads {VERSION}",
-            hint="install a newer poolreg",
-        )
     typed = isinstance(body, dict) and isinstance(objects, dict)
     if not (typed and all(isinstance(text, str) for text in (kind, identity, at))):
         raise _damage(segment, offset, "a record's fields have the wrong types")

@@ -22,11 +22,11 @@ import torch
 from transformers import PreTrainedModel
 
 from poolreg.errors import Incompatible
+from poolreg.loading import load_model
 from poolreg.merge import check_mergeable, merge_weights
 from poolreg.models import stored_folder, stored_tensors
 from poolreg.numerics.average import FLOATS, Scratch, accumulate, finish
 from poolreg.registry import Registry
-from poolreg.scoring import load_model
 from poolreg.stream import Parent
 from poolreg.tensors import NUMPY_DTYPES, read_array
 

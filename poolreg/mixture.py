@@ -36,7 +36,8 @@ NAME_RULE = (
 )
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-_TOKEN = re.compile(r"\s*(?:(?P<word>[\w][\w.\-]*)|(?P<symbol>[+*/-]))")
+# A word is whatever stands between operators; `check_name` says whether it is a name.
+_TOKEN = re.compile(r"[+*/-]|[^\s+*/-][^\s+*/]*")
 _WEIGHT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,15})?|[0-9]{1,18}\.")
 
 
@@ -164,21 +165,12 @@ class _Parser:
     def _split(self) -> list[str]:
         if len(self.text) > MAX_EXPRESSION:
             raise self._fault(f"longer than {MAX_EXPRESSION} characters")
-        text = unicodedata.normalize("NFC", self.text).rstrip()
-        tokens, position = [], 0
-        while position < len(text):
-            match = _TOKEN.match(text, position)
-            if match is None:
-                rest = text[position:].lstrip()
-                raise self._fault(f"unexpected {rest[0]!r}")
-            token = match.group("word") or match.group("symbol")
-            if token.startswith("all-") and len(token) > 4:
-                tokens += ["all", "-", token[4:]]
-            elif token == "all-":
-                tokens += ["all", "-"]
+        tokens: list[str] = []
+        for token in _TOKEN.findall(unicodedata.normalize("NFC", self.text)):
+            if token.startswith("all-"):
+                tokens += ["all", "-", *filter(None, [token[4:]])]
             else:
                 tokens.append(token)
-            position = match.end()
         if not tokens:
             raise self._fault("it is empty")
         return tokens
@@ -199,7 +191,7 @@ class _Parser:
         if self._peek() == "-":
             raise self._fault("weights are not negative; a minus only follows 'all'")
         if self._peek():
-            raise self._fault(f"unexpected {self._peek()!r}")
+            raise self._fault(f"unexpected {_shown(self._peek())}")
         return mix(weights)
 
     def _term(self) -> list[tuple[Atom, Fraction]]:
@@ -234,14 +226,14 @@ class _Parser:
 
     def _number(self, token: str) -> Fraction:
         if not _WEIGHT.fullmatch(token) or not token.isascii():
-            raise self._fault(f"{token!r} is not a weight (write 2, 0.3 or 1/3)")
+            raise self._fault(f"{_shown(token)} is not a weight (write 2, 0.3 or 1/3)")
         return Fraction(token)
 
     def _name(self, word: str) -> str:
         try:
             return check_name(word)
         except NameRefused as error:
-            raise self._fault(f"{word!r} is not a name ({error.hint})") from error
+            raise self._fault(f"{_shown(word)} is not a name ({error.hint})") from error
 
     def _unit(self) -> int:
         if self._peek() != "/":

@@ -29,7 +29,7 @@ from poolreg.checkpoint import (
     vocab_size,
 )
 from poolreg.errors import Conflict, Incompatible, UsageError
-from poolreg.files import storage_errors, sync_folder
+from poolreg.files import staged_folder, storage_errors
 from poolreg.journal import Record
 from poolreg.registry import Registry
 from poolreg.tensors import TensorInfo, read_header
@@ -241,22 +241,14 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             raise Conflict(
                 f"{out} exists and is not empty", hint="choose another folder, or pass --force"
             )
-        if not (out / "config.json").is_file():
+        if not ((out / "config.json").is_file() and any(out.glob("*.safetensors"))):
             raise Conflict(
                 f"{out} is not a model folder, so --force does not replace it",
                 hint="choose another folder",
             )
-    staging = out.absolute().parent / f".{out.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    with storage_errors(f"writing {out}"):
-        staging.mkdir(parents=True)
-        try:
-            yield staging
-            if out.exists():
-                shutil.rmtree(out)
-            staging.rename(out)
-            sync_folder(staging.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with staged_folder(out.absolute()) as staging:
+        yield staging
 
 
 def export_model(registry: Registry, digest: str, out: Path, *, force: bool = False) -> None:

@@ -134,7 +134,7 @@ class Pool:
 
     def remove(self, space: str, name: str) -> str:
         """Tombstone a partition, model or evalset and return its digest; its data stays."""
-        return self.registry.remove(space, name)
+        return self.registry.remove(space, self._model(name) if space == "model" else name)
 
     # -- models ----------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Pool:
         tokens: int | None = None, tokenizer: PathLike | None = None, trust_code: bool = False,
         replace: bool = False, progress: Progress = SILENT,
     ) -> AddedModel:  # fmt: skip
-        """Check a Hugging Face folder strictly and store it in a role: seed, unit, reference, other.
+        """Check a Hugging Face folder strictly and store it as seed, unit, reference or other.
 
         A unit model needs `partition` (and `unit` where it has several) and `seed`, a reference
         `mixture` and `seed`: names of what it was trained on and from. `tokens` is how many it

@@ -86,20 +86,6 @@ def default_max_length(context: int | None) -> int:
     return min(context, LONGEST) if context else LONGEST
 
 
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Return the context length in tokens that a model's config.json states, None if it does not.
-
-    The key differs between model families; models of several kinds of input keep it in a
-    `text_config`.
-    """
-    for part in (config, config.get("text_config")):
-        for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
-            value = part.get(key) if isinstance(part, Mapping) else None
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
-
-
 class Window(NamedTuple):
     """One forward pass over `[prefix] + document`: the inputs [start, stop) and what they score.
 

@@ -52,6 +52,17 @@ class Subject:
         return tuple((model, int(weight * scale)) for model, weight in self.components)
 
 
+def seed_named(registry: Registry, name: str) -> str:
+    """Return the digest of a seed model; raises `UsageError` for a model that is none."""
+    digest = registry.resolve("model", name)
+    if digest not in [row["digest"] for row in registry.select("seeds")]:
+        raise UsageError(
+            f"{name!r} is not a seed model",
+            hint="if others were trained from it, add it as one: poolreg model add DIR --seed",
+        )
+    return digest
+
+
 class Resolver:
     """A snapshot of one pool in which expressions are resolved."""
 
@@ -69,7 +80,7 @@ class Resolver:
         for row in registry.select("units", partitions=list(self.partitions.values())):
             self.units[row["partition"], row["unit"]] = row["digest"]
             self.counts[row["partition"]] = max(self.counts.get(row["partition"], 0), row["unit"])
-        self._seed = registry.resolve("model", seed) if seed else None
+        self._seed = seed_named(registry, seed) if seed else None
         self._unit_models: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
     def subject(self, text: str) -> Subject:

@@ -7,11 +7,7 @@ version of numpy; text of several sources is shuffled as one. No torch here.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +19,7 @@ from numpy.typing import NDArray
 
 from poolreg.canonical import digest_of
 from poolreg.errors import ConfigError, UsageError
-from poolreg.files import storage_errors, sync_folder
+from poolreg.files import staged_folder
 from poolreg.recipe import Hyperparameters
 
 END_OF_TEXT = "<|endoftext|>"
@@ -183,27 +179,3 @@ def _shuffled(count: int, *words: Any) -> NDArray[np.intp]:
 def seed_of(*words: Any) -> int:
     """Return the seed, of 256 bits, that these JSON values decide."""
     return int(digest_of(words), 16)
-
-
-@contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `target` when the block ends without an error."""
-    name = f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    staging = target.with_name(name)
-    with storage_errors(f"writing {target}"):
-        try:
-            staging.mkdir(parents=True)
-            yield staging
-            for path in staging.iterdir():
-                sync_file(path)
-            sync_folder(staging)
-            staging.rename(target)
-            sync_folder(target.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file that another library has written to the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -25,7 +25,7 @@ from poolreg.models import AddedModel, Run, add_model, stored_folder
 from poolreg.progress import SILENT, Progress
 from poolreg.recipe import Hyperparameters, Role, TrainingRecipe
 from poolreg.registry import Registry
-from poolreg.resolve import Resolver
+from poolreg.resolve import Resolver, seed_named
 from poolreg.workers import run_jobs
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def reference_jobs(
 def one_seed(registry: Registry, name: str | None) -> str:
     """Return the digest of the named seed, or of the only one in the pool."""
     if name:
-        return registry.resolve("model", name)
+        return seed_named(registry, name)
     seeds = registry.select("seeds")
     if not seeds:
         raise NotFound("the pool has no seed model yet", hint="train one with: poolreg train seed")
@@ -305,7 +305,7 @@ def _sample(registry: Registry, job: Job) -> Iterator[str]:
 
 
 def _sources(registry: Registry, job: Job, tokenizer: Path) -> list[Source]:
-    from poolreg.scoring import load_tokenizer
+    from poolreg.loading import load_tokenizer
     from poolreg.tokens import Source, encode_stream
 
     encoder = load_tokenizer(tokenizer)

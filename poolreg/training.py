@@ -33,17 +33,15 @@ from torch.nn.functional import cross_entropy
 from poolreg.build import build_model
 from poolreg.canonical import canonical_json
 from poolreg.errors import ConfigError, Conflict, Incompatible, StorageError
-from poolreg.files import storage_errors, sync_folder
+from poolreg.files import staged_folder, storage_errors, sync_file, sync_folder
+from poolreg.loading import load_model, load_tokenizer, pick_device, quiet_transformers
 from poolreg.recipe import Hyperparameters
-from poolreg.scoring import load_model, load_tokenizer, pick_device, quiet_transformers
 from poolreg.tokens import (
     BatchPlan,
     Source,
     SourceShare,
     plan_batches,
     seed_of,
-    staged_folder,
-    sync_file,
 )
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -115,7 +115,7 @@ SELECT child, child_label, parent, parent_label, relation, weight FROM lineage
 WHERE child = $digest OR parent = $digest ORDER BY child_label, parent_label;
 
 -- name: seeds
--- Seed models: those added as seeds, and those that others started from.
+-- Seed models: those trained or added as seeds.
 SELECT DISTINCT runs.model AS digest, label FROM runs
 JOIN model_labels ON model_labels.model = runs.model
 WHERE runs.role = 'seed' AND NOT removed

@@ -15,25 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from poolreg import corpus
+from poolreg import reading
 from poolreg.canonical import sha256
 from poolreg.corpus import (
     FileDrift,
     FileFacts,
-    UnitFacts,
     check_files,
     decode_documents,
     document_digests,
     encode_documents,
-    expand_files,
-    read_documents,
-    read_files,
     scan,
     shared_documents,
-    unit_documents,
-    unit_facts,
 )
 from poolreg.errors import Drift, NotFound, PoolregError, Refused, StorageError, UsageError
+from poolreg.reading import expand_files, read_documents, read_files
+from poolreg.units import UnitFacts, unit_documents, unit_facts
 
 TEXTS = ["first\nsecond\r\nthird", "é 漢 🙂 \u2028 \x85 \x0b end\n", '{"not": "parsed"}', " \n "]
 
@@ -237,8 +233,8 @@ def test_damaged_gzip(tmp_path):
 
 def test_line_and_file_caps(tmp_path, monkeypatch):
     line = json_lines(["x" * 200])
-    monkeypatch.setattr(corpus, "LONGEST_LINE", len(line))
-    monkeypatch.setattr(corpus, "LARGEST_TEXT", 200)
+    monkeypatch.setattr(reading, "LONGEST_LINE", len(line))
+    monkeypatch.setattr(reading, "LARGEST_TEXT", 200)
     assert list(read_documents(write(tmp_path / "a.jsonl", line * 2))) == ["x" * 200] * 2
     for name, data in (("b.jsonl", line + b" " + line), ("b.jsonl.gz", None)):
         data = data or gzip.compress(line + b" " + line)
@@ -250,7 +246,7 @@ def test_line_and_file_caps(tmp_path, monkeypatch):
 
 
 def test_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(reading, "LONGEST_LINE", 1 << 20)
     file = write(tmp_path / "a.jsonl.gz", gzip.compress(b"x" * (100 << 20), 1))
     tracemalloc.start()
     try:

@@ -101,7 +101,7 @@ def test_shards_do_not_change_the_digest(family, first, tmp_path):
 
 
 def test_shards_are_stored_and_exported(tiny, pool, tmp_path):
-    folder = shard(unit_folder(tmp_path / "u", tiny.seed, 5), tmp_path / "shards")
+    folder = shard(unit_folder(tmp_path / "u", tiny.seed, 50), tmp_path / "shards")
     pool.add_model(folder, name="sharded", role="other")
     assert stored_files(pool, "sharded") == files_of(folder)
     assert files_of(pool.export_model("sharded", tmp_path / "out")) == files_of(folder)
@@ -129,7 +129,7 @@ def test_the_digest_covers_values_and_configuration(tiny, pool, tmp_path):
 
 
 def test_a_folder_without_tokenizer_takes_the_seeds(tiny, pool, tmp_path):
-    folder = unit_folder(tmp_path / "u", tiny.seed, 5)
+    folder = unit_folder(tmp_path / "u", tiny.seed, 50)
     whole = fingerprint(read_checkpoint(folder)).digest
     for path in folder.glob("*token*"):
         path.unlink()
@@ -192,7 +192,7 @@ def test_the_latest_model_of_a_unit_counts(tiny, pool, tmp_path):
 
 
 def test_names_move_only_when_told(tiny, pool, tmp_path):
-    folder = unit_folder(tmp_path / "u", tiny.seed, 5)
+    folder = unit_folder(tmp_path / "u", tiny.seed, 50)
     with pytest.raises(Conflict, match="'base' is taken"):
         pool.add_model(folder, name="base")
     with pytest.raises(Conflict, match="names a partition"):
@@ -350,7 +350,7 @@ def test_a_wrong_request_is_refused_and_nothing_changes(request_, kind, words, t
 
 
 def test_a_unit_trained_from_what_is_no_seed_is_refused(tiny, pool, tmp_path):
-    made = unit_folder(tmp_path / "u", tiny.seed, 5)
+    made = unit_folder(tmp_path / "u", tiny.seed, 50)
     pool.add_model(made, name="mine", role="other")
     with pytest.raises(UsageError, match="'mine' is not a seed model.*\n.*--seed"):
         pool.add_model(tiny.seed, role="unit", partition="alpha", seed="mine")
@@ -365,7 +365,7 @@ def test_of_another_architecture(tiny, pool, tmp_path):
 def test_a_model_that_changes_meanwhile_is_refused(tiny, pool, tmp_path, monkeypatch):
     from poolreg import models
 
-    folder = unit_folder(tmp_path / "u", tiny.seed, 5)
+    folder = unit_folder(tmp_path / "u", tiny.seed, 50)
     real = models.fingerprint
 
     def then_changed(*args, **options):

@@ -13,7 +13,6 @@ from poolreg.errors import ConfigError, PoolregError, Refused, UnknownFormat
 from poolreg.protocol import (
     DTYPES,
     Protocol,
-    context_length,
     default_max_length,
     evaluation_id,
     rolling_windows,
@@ -107,21 +106,6 @@ def test_a_record_with_a_field_missing_names_it():
 
 def test_default_max_length_is_the_context_up_to_2048():
     assert [default_max_length(n) for n in (None, 64, 2048, 131072)] == [2048, 64, 2048, 2048]
-
-
-@pytest.mark.parametrize(
-    ("config", "context"),
-    [
-        ({"max_position_embeddings": 64}, 64),
-        ({"n_positions": 1024, "n_ctx": 1024}, 1024),
-        ({"text_config": {"max_position_embeddings": 32}}, 32),
-        ({"max_position_embeddings": None, "text_config": None}, None),
-        ({"max_position_embeddings": "64"}, None),
-        ({}, None),
-    ],
-)
-def test_context_length_reads_the_families_spellings(config, context):
-    assert context_length(config) == context
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from poolreg.errors import ConfigError, StorageError, UsageError
+from poolreg.files import staged_folder
 from poolreg.recipe import Hyperparameters
 from poolreg.tokens import (
     END_OF_TEXT,
@@ -20,7 +21,6 @@ from poolreg.tokens import (
     encode_stream,
     plan_batches,
     seed_of,
-    staged_folder,
     train_tokenizer,
 )
 
