@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .output import count, message, size
+from .output import many, message, size
 
 if TYPE_CHECKING:
     from poolreg.data import Added
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def say_added(kind: str, added: Added) -> None:
     """Say what was added and what of it is worth knowing."""
     verb = "added" if added.new else "already in the pool:"
-    units = f", {count(added.units)} units" if added.units > 1 else ""
+    units = f", {many(added.units, 'unit')}" if added.units else ""
     message(
-        f"{verb} {kind} {added.name}: {count(added.documents)} documents, "
+        f"{verb} {kind} {added.name}: {many(added.documents, 'document')}, "
         f"{size(added.bytes)}{units} ({added.digest[:12]})"
     )
     if added.duplicates:
-        message(f"note: {count(added.duplicates)} documents stand in it more than once")
+        message(f"note: {many(added.duplicates, 'document')} repeat an earlier one of it")
     for overlap in added.overlaps:
         message(
-            f"note: {count(overlap.documents)} documents of evalset {overlap.evalset} also stand "
-            f"in partition {overlap.partition}; answers on it are marked"
+            f"note: evalset {overlap.evalset} shares {many(overlap.documents, 'document')} with "
+            f"partition {overlap.partition}; answers on it are marked"
         )

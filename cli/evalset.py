@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 _NAME = click.argument("name", shell_complete=complete("evalset"))
 
 
-@click.group(
-    epilog=examples("poolreg evalset add wiki heldout/wiki.jsonl", "poolreg evalset ls")
-)
+@click.group(epilog=examples("poolreg evalset add wiki heldout/wiki.jsonl", "poolreg evalset ls"))
 def evalset() -> None:
     """Store and list the texts to measure on."""
 

@@ -8,7 +8,7 @@ import click
 
 from . import tables
 from .options import examples, formatted, in_pool
-from .output import message, show
+from .output import many, message, show
 
 if TYPE_CHECKING:
     from poolreg.pool import Pool
@@ -30,7 +30,7 @@ def ls(pool: Pool, form: str) -> None:
         return
     message(f"pool {pool.root}")
     for kind, (rows, columns) in kinds.items():
-        click.echo(f"\n{len(rows)} {kind}s" if len(rows) != 1 else f"\n1 {kind}")
+        click.echo(f"\n{many(len(rows), kind)}")
         if rows:
             show(rows, form, columns)
     if not any(rows for rows, _ in kinds.values()):

@@ -70,7 +70,7 @@ Exit codes:
 class Commands(click.Group):
     """The group of all commands, imported lazily, with errors turned into exit codes."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return list(_PLACES)
 
@@ -104,9 +104,7 @@ class Commands(click.Group):
         sys.exit(_ended(lambda: super(Commands, self).main(*args, **kwargs)))
 
 
-@click.group(
-    cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--pool", "folder", metavar="DIR", help="The pool that the command works on.")
 @click.version_option(__version__, message="poolreg %(version)s")
 def main(folder: str | None) -> None:
@@ -137,7 +135,7 @@ def _ended(call: Callable[[], Any]) -> int:
     except OSError as error:
         _say(str(error))
         return 1
-    except Exception as error:  # noqa: BLE001 - the one place where a bug may end
+    except Exception as error:  # the one place where a bug may end
         if os.environ.get("POOLREG_DEBUG"):
             raise
         _say(

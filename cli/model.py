@@ -43,21 +43,27 @@ def model() -> None:
 @click.option("--name", help="What to call it (default: by what it was trained on).")
 @click.option("--seed", "is_seed", is_flag=True, help="It is a seed: others start from it.")
 @click.option(
-    "--partition", metavar="NAME", shell_complete=complete("partition"),
+    "--partition",
+    metavar="NAME",
+    shell_complete=complete("partition"),
     help="It is a unit model, trained on this partition.",
 )
 @click.option("--unit", type=click.IntRange(min=1), metavar="I", help="… on this base unit of it.")
 @click.option(
-    "--reference", metavar="EXPR", shell_complete=complete("partition"),
+    "--reference",
+    metavar="EXPR",
+    shell_complete=complete("partition"),
     help="It is a reference, really trained on this mixture.",
 )
 @click.option("--other", is_flag=True, help="It is none of these.")
-@seed_option("--from", "The seed model that its training started from.")
+@seed_option("--from", help="The seed model that its training started from.")
 @click.option("--budget", type=BUDGETS, help="Tokens of a reference: as its units' sum, or as one.")
 @click.option("--scheme", type=SCHEMES, default="micro", show_default=True, help="Of a reference.")
 @click.option("--tokens", type=click.IntRange(min=0), metavar="N", help="Tokens it was trained on.")
 @click.option(
-    "--tokenizer", type=click.Path(file_okay=False), metavar="DIR",
+    "--tokenizer",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
     help="Its tokenizer, if not in DIR.",
 )
 @click.option("--trust-code", is_flag=True, help="Accept a model that runs Python of its own.")

@@ -31,12 +31,10 @@ def complete(*spaces: str) -> Completer:
 
 
 def _known(ctx: click.Context, spaces: tuple[str, ...]) -> set[str]:
-    if spaces == ("query",):
-        from poolreg.schema import statements
-
-        return set(statements("queries.sql"))
     from poolreg.pool import Pool
 
+    if spaces == ("query",):
+        return {query.name for query in Pool.queries()}
     with Pool.open(pool_folder(ctx)) as pool:
         return {name for space in spaces for name in pool.registry.names(space)}
 

@@ -27,21 +27,24 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+pool_option = click.option(
+    "--pool", "folder", metavar="DIR",
+    callback=lambda context, _, value: value or pool_folder(context),
+    help="The pool (default: $POOLREG_POOL, else the nearest one upwards from here).",
+)  # fmt: skip
+
+
 def in_pool(command: Command) -> Command:
     """Give a command `--pool` and, as its first argument, the opened pool."""
 
-    @click.option(
-        "--pool", "folder", metavar="DIR",
-        help="The pool (default: $POOLREG_POOL, else the nearest one upwards from here).",
-    )  # fmt: skip
     @functools.wraps(command)
     def wrapped(*args: Any, folder: str | None, **kwargs: Any) -> Any:
         from poolreg.pool import Pool
 
-        with Pool.open(pool_folder(click.get_current_context())) as pool:
+        with Pool.open(folder) as pool:
             return command(pool, *args, **kwargs)
 
-    return wrapped
+    return pool_option(wrapped)
 
 
 def formatted(command: Command) -> Command:
@@ -55,49 +58,53 @@ def formatted(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
-def measuring(command: Command) -> Command:
-    """Add how text is scored and on which evalsets: passed on as `on`, `scheme` and so forth."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from poolreg.evaluate import Settings
-
-        names = ("max_length", "dtype", "device", "batch_tokens", "threads")
-        settings = Settings(**{name: kwargs.pop(name) for name in names})
-        return command(*args, settings=settings, **kwargs)
-
-    for option in reversed(_MEASURING):
-        wrapped = option(wrapped)
-    return wrapped
+def seed_option(*flags: str, help: str) -> Callable[[Command], Command]:
+    """Return the option that names a seed model."""
+    return click.option(
+        *flags, "seed", metavar="SEED", shell_complete=complete("model"), help=help
+    )  # fmt: skip
 
 
-def _names(context: click.Context, _: click.Parameter, values: Sequence[str]) -> list[str]:
+def measuring(*flags: str) -> Callable[[Command], Command]:
+    """Return what adds how text is scored and on which evalsets.
+
+    A command gets `on`, `scheme`, `settings` and `seed`, the seed model said with `flags`.
+    """
+
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            from poolreg.evaluate import Settings
+
+            names = ("max_length", "dtype", "device", "batch_tokens", "threads")
+            settings = Settings(**{name: kwargs.pop(name) for name in names})
+            return command(*args, settings=settings, **kwargs)
+
+        seed = seed_option(*flags, help="Average the models of this seed, if several cover it.")
+        measured: Command = wrapped
+        for option in reversed((*_WHAT, seed, *_HOW)):
+            measured = option(measured)
+        return measured
+
+    return add
+
+
+def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[str]:
     return [name for value in values for name in value.split(",") if name]
 
 
-def on_option() -> Callable[[Command], Command]:
-    """Return the option that names evalsets, several times or with commas."""
-    return click.option(
+_WHAT = (
+    click.option(
         "--on", metavar="EVALSET", multiple=True, callback=_names,
         shell_complete=complete("evalset"),
         help="Evalsets to measure on: again for each, or with commas (default: all).",
-    )  # fmt: skip
-
-
-def seed_option(flag: str, what: str) -> Callable[[Command], Command]:
-    """Return the option that names a seed model."""
-    return click.option(
-        flag, "seed", metavar="SEED", shell_complete=complete("model"), help=what
-    )  # fmt: skip
-
-
-_MEASURING = (
-    on_option(),
+    ),
     click.option(
         "--scheme", type=SCHEMES, default="micro", show_default=True,
         help="Weigh every base unit equally (micro), or every partition (macro).",
     ),
-    seed_option("--seed", "Average the models of this seed (needed if several cover it)."),
+)  # fmt: skip
+_HOW = (
     click.option(
         "--max-length", type=click.IntRange(min=1), metavar="N",
         help="Tokens in a window (default: the model's context, at most 2048).",
@@ -115,30 +122,18 @@ _MEASURING = (
 )  # fmt: skip
 
 
-class Size(click.ParamType):
-    """A number of bytes, such as 5GB, 500MB or 1GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *([kmgt]?)(i?)b?", str(value).lower())
-        if match is None:
-            self.fail(f"{value!r} is not a size; write 5GB or 500MB", param, ctx)
-        number, prefix, binary = match.groups()
-        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+def byte_size(value: str) -> int:
+    """Return the bytes of a size such as 5GB, 500MB or 1GiB."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *([kmgt]?)(i?)b?", value.lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write 5GB or 500MB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
-class Sizes(click.ParamType):
-    """A range of sizes of subsets: 2, or 1-3."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Return (smallest, largest)."""
-        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a range of sizes; write 2 or 1-3", param, ctx)
-        return int(match[1]), int(match[2] or match[1])
+def size_range(value: str) -> tuple[int, int]:
+    """Return the smallest and largest size of subsets in a range such as 2 or 1-3."""
+    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a range of sizes; write 2 or 1-3")
+    return int(match[1]), int(match[2] or match[1])

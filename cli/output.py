@@ -51,6 +51,11 @@ def count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
+def many(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 model, 2 models."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(value: float | None) -> str:
     """Return bytes in decimal units."""
     if value is None:
@@ -147,7 +152,8 @@ def show_facts(facts: Row, form: str, parts: Mapping[str, Sequence[Column]]) -> 
     width = max(map(len, single), default=0)
     for key, value in single.items():
         if value is not None:
-            _emit(f"{key:<{width}}  {clean(text(value))}")
+            shown = count(value) if type(value) is int else text(value)
+            _emit(f"{key:<{width}}  {clean(shown)}")
     for key, columns in parts.items():
         if facts.get(key):
             _emit(f"\n{key}")
@@ -214,7 +220,7 @@ def _csv(rows: Sequence[Row], keys: Sequence[str]) -> str:
     writer.writerow(names)
     for row in rows:
         values = (plain(row.get(name)) for name in names)
-        writer.writerow(json.dumps(v) if isinstance(v, (list, dict)) else v for v in values)
+        writer.writerow(json.dumps(v) if type(v) in (bool, list, dict) else v for v in values)
     return file.getvalue().removesuffix("\n")
 
 
@@ -225,4 +231,3 @@ def records(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[
         numbered = (f"{name}_{n}" for n in range(2, len(columns) + 2))
         names.append(name if name not in names else next(n for n in numbered if n not in names))
     return [dict(zip(names, row, strict=True)) for row in rows]
-

@@ -13,7 +13,7 @@ from . import tables
 from .added import say_added
 from .names import complete
 from .options import examples, formatted, in_pool
-from .output import message, show_facts
+from .output import many, message, show_facts
 from .output import show as show_rows
 from .progress import bar
 
@@ -25,7 +25,9 @@ _NAME = click.argument("name", shell_complete=complete("partition"))
 
 @click.group(
     epilog=examples(
-        "poolreg partition add code src/ --units 4", "poolreg partition ls", "poolreg partition check"
+        "poolreg partition add code src/ --units 4",
+        "poolreg partition ls",
+        "poolreg partition check",
     )
 )
 def partition() -> None:
@@ -43,11 +45,17 @@ def partition() -> None:
 @click.argument("name")
 @click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
 @click.option(
-    "--units", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    "--units",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
     help="Cut the text into N base units of equal size; one model is trained on each.",
 )
 @click.option(
-    "--parent", metavar="NAME", shell_complete=complete("partition"),
+    "--parent",
+    metavar="NAME",
+    shell_complete=complete("partition"),
     help="The group or partition that it belongs to.",
 )
 @click.option(
@@ -111,7 +119,7 @@ def check(pool: Pool, names: tuple[str, ...], form: str) -> None:
     if drifted:
         listed = "\n".join(f"  {d['partition']}: {d['path']} is {d['reason']}" for d in drifted)
         raise Drift(
-            f"{len(drifted)} files are not what was added:\n{listed}",
+            f"{many(len(drifted), 'file')} changed or missing since they were added:\n{listed}",
             hint="restore them, or add the changed text as a new partition",
         )
 

@@ -9,13 +9,13 @@ import click
 from . import tables
 from .names import complete
 from .options import examples, formatted, in_pool
+from .output import Column, show_facts
 from .output import show as show_rows
-from .output import show_facts
 
 if TYPE_CHECKING:
     from poolreg.pool import Pool
 
-PARTS = {
+PARTS: dict[str, dict[str, tuple[Column, ...]]] = {
     "partition": {
         "units": tables.UNITS, "files": tables.FILES, "shared": tables.SHARED,
     },
@@ -25,9 +25,7 @@ PARTS = {
 }  # fmt: skip
 
 
-@click.command(
-    epilog=examples('poolreg show python', 'poolreg show "2*python+cpp" --json')
-)
+@click.command(epilog=examples("poolreg show python", 'poolreg show "2*python+cpp" --json'))
 @click.argument("name", shell_complete=complete("partition", "model", "evalset"))
 @in_pool
 @formatted

@@ -18,9 +18,9 @@ EVALSETS = (
     Column("evaluations", write=count), _DIGEST,
 )  # fmt: skip
 MODELS = (
-    Column("name"), Column("role"), Column("parameters", write=count), Column("bytes", "size", size),
-    Column("dtype"), Column("model_type", "type"), Column("seed"), Column("mixture", "trained on"),
-    Column("budget"), _DIGEST,
+    Column("name"), Column("role"), Column("parameters", write=count),
+    Column("bytes", "size", size), Column("dtype"), Column("model_type", "type"), Column("seed"),
+    Column("mixture", "trained on"), Column("budget"), _DIGEST,
 )  # fmt: skip
 UNITS = (
     Column("unit", write=text), Column("documents", write=count), Column("bytes", "text", size),

@@ -16,11 +16,11 @@ from .options import (
     BUDGETS,
     SCHEMES,
     Command,
-    Sizes,
     examples,
     formatted,
     in_pool,
     seed_option,
+    size_range,
 )
 from .output import message, show
 from .progress import bar
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from poolreg.pool import Pool
     from poolreg.train import Trained
 
-_FROM = seed_option("--from", "The seed model to start from (needed if there are several).")
+_FROM = seed_option("--from", help="The seed model to start from (needed if there are several).")
 _BUDGET = click.option(
     "--budget", type=BUDGETS, default="same", show_default=True,
     help="Train on as many tokens as one unit, or as the mixture's units together.",
 )  # fmt: skip
 _SCHEME = click.option(
-    "--scheme", type=SCHEMES, default="micro", show_default=True,
+    "--scheme",
+    type=SCHEMES,
+    default="micro",
+    show_default=True,
     help="Weigh every base unit equally (micro), or every partition (macro).",
 )
 _TRAINING = (
@@ -93,9 +96,7 @@ def train() -> None:
     """
 
 
-@train.command(
-    "recipe", epilog=examples("poolreg train recipe > recipe.toml")
-)
+@train.command("recipe", epilog=examples("poolreg train recipe > recipe.toml"))
 def recipe() -> None:
     """Print the default recipe, to start one's own from."""
     from poolreg.recipe import DEFAULT_RECIPE
@@ -111,8 +112,13 @@ def recipe() -> None:
 )
 @click.option("--name", default="base", show_default=True, help="What to call it.")
 @click.option(
-    "--on", "mixture", metavar="EXPR", default="all", show_default=True,
-    shell_complete=complete("partition"), help="The mixture to train it on.",
+    "--on",
+    "mixture",
+    metavar="EXPR",
+    default="all",
+    show_default=True,
+    shell_complete=complete("partition"),
+    help="The mixture to train it on.",
 )
 @click.option("--replace", is_flag=True, help="Move the name from another model to this one.")
 @_trains
@@ -144,7 +150,9 @@ def units(pool: Pool, **options: Any) -> Sequence[Trained]:
 
 @train.command(
     "reference",
-    epilog=examples('poolreg train reference "code+prose"', "poolreg train reference all --budget sum"),
+    epilog=examples(
+        'poolreg train reference "code+prose"', "poolreg train reference all --budget sum"
+    ),
 )
 @click.argument("mixture", metavar="EXPR", shell_complete=complete("partition"))
 @_FROM
@@ -166,7 +174,9 @@ def reference(pool: Pool, mixture: str, **options: Any) -> Sequence[Trained]:
 )
 @click.argument("mixtures", nargs=-1, metavar="[EXPR]...", shell_complete=complete("partition"))
 @click.option("--file", type=click.Path(dir_okay=False), help="Mixtures, one a line.")
-@click.option("--subsets", type=Sizes(), metavar="SIZES", help="Unions of 2, or 1-3, partitions.")
+@click.option(
+    "--subsets", type=size_range, metavar="SIZES", help="Unions of 2, or 1-3, partitions."
+)
 @click.option("--random", type=click.IntRange(min=1), metavar="N", help="Draw N of the unions.")
 @_FROM
 @_BUDGET

@@ -23,13 +23,13 @@ def canonical_json(value: Any) -> bytes:
     Raises `Refused` for values that have no canonical form (NaN, infinities, non-string keys,
     lone surrogates, objects that are not JSON).
     """
-    _check_keys(value)
     try:
+        _check_keys(value)
         text = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
         return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Refused(f"value has no canonical JSON form: {error}") from error
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -19,7 +20,7 @@ from typing import Any
 
 import duckdb
 
-from poolreg.errors import Damage, QueryError
+from poolreg.errors import Damage, QueryError, StorageError
 from poolreg.files import lock, storage_errors, sync_folder
 from poolreg.journal import Journal, Record
 from poolreg.records import KINDS, Kind, Row, rows
@@ -27,6 +28,9 @@ from poolreg.schema import script, statements
 
 SCHEMA_VERSION = 1
 _BATCH = 50_000  # records; bounds the memory of indexing
+
+# Connections of a parent process: in a forked child even closing one would hang.
+_inherited: list[duckdb.DuckDBPyConnection] = []
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,11 @@ class Catalog:
 
     def close(self) -> None:
         """Close the read connection; the next query opens it again."""
-        if self._connection is not None and self._pid == os.getpid():
-            self._connection.close()
+        if self._connection is not None:
+            if self._pid == os.getpid():
+                self._connection.close()
+            else:
+                _inherited.append(self._connection)
         self._connection = None
 
     def refresh(self) -> None:
@@ -73,7 +80,7 @@ class Catalog:
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""
         statement = statements("lookups.sql")[name].sql
-        return _fetch(self._reader(), statement, parameters).dicts()
+        return self._healed(lambda: _fetch(self._reader(), statement, parameters)).dicts()
 
     def sandbox(
         self,
@@ -88,9 +95,13 @@ class Catalog:
         Raises `QueryError` with DuckDB's message.
         """
         self.close()
+        return self._healed(lambda: self._sandboxed(sql, seconds, memory, parameters))
+
+    def _sandboxed(self, sql: str, seconds: float, memory: str, parameters: Sequence[Any]) -> Table:
         with contextlib.closing(_read_only(self.path)) as connection:
             for setting in _SANDBOX:
                 connection.execute(setting.format(memory=memory))
+            _check_reading(connection, sql)
             timer = Timer(seconds, connection.interrupt)
             timer.daemon = True
             timer.start()
@@ -103,9 +114,23 @@ class Catalog:
             finally:
                 timer.cancel()
 
+    def _healed(self, query: Callable[[], Table]) -> Table:
+        """Run a query; if the file turns out damaged, make it again and run the query once more."""
+        try:
+            return query()
+        except (duckdb.Error, QueryError) as error:
+            if not _is_damage(error if isinstance(error, duckdb.Error) else error.__cause__):
+                raise
+        self.close()
+        with lock(self._lock, what="the catalog"):
+            self._rebuild(from_scratch=True)
+        return query()
+
     def _reader(self) -> duckdb.DuckDBPyConnection:
         # A forked child that used its parent's connection would lose data without a word.
-        if self._connection is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
+            self.close()
+        if self._connection is None:
             self._connection, self._pid = _read_only(self.path), os.getpid()
         return self._connection
 
@@ -126,10 +151,25 @@ class Catalog:
         return known if all(segments.get(name, -1) >= size for name, size in seen) else None
 
     def _rebuild(self, *, from_scratch: bool) -> None:
-        staging = self._staging / f"catalog.{os.getpid()}.tmp"
-        staging.unlink(missing_ok=True)
+        try:
+            self._publish(from_scratch=from_scratch)
+        except duckdb.Error as error:
+            if from_scratch:
+                raise StorageError(
+                    f"indexing the catalog: {error}",
+                    hint="check the disk and its free space; the journal holds everything",
+                ) from error
+            # The file to build upon is damaged; it is derived, so it is simply made again.
+            self._publish(from_scratch=True)
+
+    def _publish(self, *, from_scratch: bool) -> None:
+        # One name is enough under the lock, and what a killed process left is not built upon.
+        staging = self._staging / "catalog.tmp"
+        leftovers = (staging, self._staging / "catalog.tmp.wal")
         with storage_errors("indexing the catalog"):
             try:
+                for leftover in leftovers:
+                    leftover.unlink(missing_ok=True)
                 if not from_scratch:
                     shutil.copyfile(self.path, staging)
                 with contextlib.closing(duckdb.connect(staging)) as connection:
@@ -139,7 +179,7 @@ class Catalog:
                 staging.replace(self.path)
                 sync_folder(self.path.parent)
             finally:
-                for leftover in (staging, staging.with_name(staging.name + ".wal")):
+                for leftover in leftovers:
                     leftover.unlink(missing_ok=True)
 
     def _index(self, connection: duckdb.DuckDBPyConnection, from_scratch: bool) -> None:
@@ -177,10 +217,13 @@ class _Loader:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self.connection = connection
         self.pending: dict[str, dict[str, Record]] = {}
+        self.objects: list[Row] = []
         self.count = 0
 
     def add(self, record: Record) -> None:
-        """Take one record; a kind that this version does not know is left to newer ones."""
+        """Take one record; of a kind that this version does not know, only its objects."""
+        for digest, size in record.objects.items():
+            self.objects.append({"digest": digest, "bytes": size, "kind": record.kind})
         if record.kind not in KINDS:
             return
         of_kind = self.pending.setdefault(record.kind, {})
@@ -193,12 +236,12 @@ class _Loader:
 
     def flush(self) -> None:
         """Insert what is pending."""
-        tables: dict[str, list[Row]] = {}
+        tables = {"objects": self.objects} if self.objects else {}
         for kind, records in self.pending.items():
             for record in self._unknown(KINDS[kind], records):
                 for table, row in rows(record):
                     tables.setdefault(table, []).append(row)
-        self.pending = {}
+        self.pending, self.objects = {}, []
         for table, found in tables.items():
             self._insert(table, found)
 
@@ -222,21 +265,25 @@ class _Loader:
         fields = [(field.name, text.get(field.type, field.type)) for field in shape]
         known = {name for name, _ in fields} & found[0].keys()
         fields_in = pa.schema([(name, kind) for name, kind in fields if name in known])
+        special = statements("insert.sql").get(table)
+        sql = special.sql if special else f"INSERT INTO {table} BY NAME FROM batch"
         try:
-            batch = pa.Table.from_pylist(found, schema=fields_in)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            self.connection.register("batch", pa.Table.from_pylist(found, schema=fields_in))
+            self.connection.execute(sql)
+        except (
+            pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError,
+            duckdb.DataError, duckdb.IntegrityError,
+        ) as error:  # fmt: skip
             raise Damage(
                 f"a record for {table} has a field of the wrong type: {error}",
                 hint="remove the segment that was not written by poolreg from journal/",
             ) from error
-        self.connection.register("batch", batch)
-        special = statements("insert.sql").get(table)
-        sql = special.sql if special else f"INSERT INTO {table} BY NAME FROM batch"
-        self.connection.execute(sql)
         self.connection.unregister("batch")
 
 
+_SQL_HINT = "see docs/schema.md for tables and columns"
 _SANDBOX = (
+    "SET temp_directory = ''",
     "SET enable_external_access = false",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
@@ -244,6 +291,40 @@ _SANDBOX = (
     "SET memory_limit = '{memory}'",
     "SET lock_configuration = true",
 )
+
+
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
+
+
+def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse all but queries.
+
+    The file access that DuckDB leaves for the attached catalog would let a COPY write its log
+    and an ATTACH open it for writing.
+    """
+    kinds = duckdb.StatementType
+    try:
+        found = connection.extract_statements(sql)
+        inner = [_EXPLAIN.sub("", s.query, count=1) for s in found if s.type == kinds.EXPLAIN]
+        found = [s for s in found if s.type != kinds.EXPLAIN]
+        found += [s for text in inner for s in connection.extract_statements(text)]
+    except duckdb.Error as error:
+        raise QueryError(str(error), hint=_SQL_HINT) from error
+    if not found:
+        raise QueryError("there is no statement to run", hint=_SQL_HINT)
+    for statement in found:
+        if statement.type != kinds.SELECT:
+            raise QueryError(
+                f"only queries are allowed, not {statement.type.name}",
+                hint="use SELECT, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN; a PIVOT needs its "
+                "values: PIVOT … ON column IN (…)",
+            )
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    # DuckDB reports a bad checksum as the bare base class.
+    damage = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
+    return type(error) is duckdb.Error or isinstance(error, damage)
 
 
 def _read_only(path: Path) -> duckdb.DuckDBPyConnection:
@@ -270,4 +351,4 @@ def _fetch(
     except duckdb.InterruptException:
         raise
     except duckdb.Error as error:
-        raise QueryError(str(error), hint="see docs/schema.md for tables and columns") from error
+        raise QueryError(str(error), hint=_SQL_HINT) from error

@@ -178,29 +178,41 @@ def run(
     results = dict(work.known)
     note_subjects(registry, [subject for subject, _ in work.missing])
     progress.start("evaluating", work.bytes, "bytes")
+    if settings.workers <= 1:
+        made = _measure(registry, work, settings, progress)
+        return results | {(row.subject, row.evalset): row for row in made}
     parts = _split(work, settings.workers)
-    threads = 1 if len(parts) > 1 and settings.threads is None else settings.threads
-    jobs = [(registry.root, part, replace(settings, threads=threads)) for part in parts]
-    for made in run_jobs(_measure, jobs, workers=settings.workers, progress=progress):
+    alone = replace(settings, threads=settings.threads or 1)
+    jobs = [(registry.root, part, alone) for part in parts]
+    for made in run_jobs(_measure_in_worker, jobs, workers=settings.workers, progress=progress):
         results |= {(row.subject, row.evalset): row for row in made}
     return results
 
 
 def _split(work: Plan, parts: int) -> list[Plan]:
     """Cut what is missing into runs of neighbours, so that each keeps its partial sums."""
-    size = -(-len(work.missing) // max(parts, 1))
-    starts = range(0, len(work.missing), max(size, 1))
+    size = max(-(-len(work.missing) // parts), 1)
+    starts = range(0, len(work.missing), size)
     return [replace(work, known={}, missing=work.missing[i : i + size]) for i in starts]
 
 
-def _measure(root: Path, work: Plan, settings: Settings, *, progress: Progress) -> list[Evaluation]:
+def _measure_in_worker(
+    root: Path, work: Plan, settings: Settings, *, progress: Progress
+) -> list[Evaluation]:
     registry = Registry.open(root)
+    made = _measure(registry, work, settings, progress)
+    registry.close()
+    return made
+
+
+def _measure(
+    registry: Registry, work: Plan, settings: Settings, progress: Progress
+) -> list[Evaluation]:
     worker = _Worker(registry, work, settings)
     made: list[Evaluation] = []
     for subject, evalsets in work.missing:
         progress.note(subject.label)
         made += worker.measure(subject, evalsets, progress)
-    registry.close()
     return made
 
 

@@ -53,7 +53,7 @@ def staged(target: Path, *, folder: Path | None = None, mode: int = 0o644) -> It
     target's file system. On an error the temporary file is removed and the target untouched.
     """
     folder = folder or target.parent
-    name = folder / f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    name = folder / f".{target.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     with storage_errors(f"writing {target.name}"):
         try:
             with open(name, "xb") as file:
@@ -80,12 +80,12 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an error.
 
-    A folder that stands at `target` by then is replaced.
+    A folder that holds anything and stands at `target` by then is an error, unless `replace`.
     """
-    staging = target.with_name(f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    staging = target.with_name(f".{target.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with storage_errors(f"writing {target}"):
         try:
             staging.mkdir(parents=True)
@@ -93,7 +93,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             for path in staging.iterdir():
                 sync_file(path)
             sync_folder(staging)
-            if target.exists():
+            if replace and target.exists():
                 shutil.rmtree(target)
             staging.rename(target)
             sync_folder(target.parent)
@@ -112,7 +112,8 @@ def lock(
     with storage_errors(f"locking {what}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _acquire(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout, what)
+        with storage_errors(f"locking {what}"):
+            _acquire(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout, what)
         yield
     finally:
         os.close(descriptor)

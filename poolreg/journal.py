@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from poolreg.canonical import canonical_json
-from poolreg.errors import Damage, UnknownFormat
+from poolreg.errors import Damage, Refused, UnknownFormat
 from poolreg.files import storage_errors, sync_folder
 
 VERSION = 1
@@ -64,9 +64,15 @@ class Journal:
         self._pid = 0
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records and return when they are on the disk."""
+        """Write records and return when they are on the disk; raises `Refused` for a giant one."""
         stamp = now()
         lines = [(record if record.at else _stamped(record, stamp)).line() for record in records]
+        for record, line in zip(records, lines, strict=True):
+            if len(line) > MAX_LINE:
+                raise Refused(
+                    f"the {record.kind} record is larger than {MAX_LINE} bytes",
+                    hint="put its many files into fewer, larger ones, or add them in several parts",
+                )
         if not lines:
             return
         with storage_errors("writing the journal"):

@@ -83,9 +83,12 @@ class LiveModel:
         rest = weights[len(self._stack) :]
         total = sum(weight for _, weight in weights)
         for index, slot in enumerate(self._slots):
-            sums = self._sums(index, slot, rest)
+            if len(weights) == 1:  # a copy, as on disk: a sum would lose the sign of zeros
+                raw = self._raw(weights[0][0], slot.name)
+            else:
+                raw = self._rounded(slot, self._sums(index, slot, rest), total)
             with torch.no_grad():
-                self._put(slot, sums, total)
+                slot.live.copy_(_as_tensor(raw, slot.dtype).view(slot.live.shape))
         return self.model
 
     def _parent(self, digest: str, weight: int) -> Parent:
@@ -114,11 +117,13 @@ class LiveModel:
             accumulate(sums, raw, slot.dtype, weight=weight, scratch=self._scratch)
         return sums
 
-    def _put(self, slot: _Slot, sums: npt.NDArray[np.float64], total: int) -> None:
-        """Round the average once to the storage dtype and make it the live tensor."""
-        raw = np.empty(sums.size, NUMPY_DTYPES[slot.dtype])
+    def _rounded(
+        self, slot: _Slot, sums: npt.NDArray[np.float64], total: int
+    ) -> npt.NDArray[Any]:
+        """Return the average, rounded once to the storage dtype."""
+        raw: npt.NDArray[Any] = np.empty(sums.size, NUMPY_DTYPES[slot.dtype])
         finish(sums, total, slot.dtype, out=raw, scratch=self._scratch)
-        slot.live.copy_(_as_tensor(raw, slot.dtype).view(slot.live.shape))
+        return raw
 
     def _match(self) -> list[_Slot] | None:
         """Pair tensors on disk with live ones, or return None if some have no equal by name.

@@ -247,7 +247,7 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
                 hint="choose another folder",
             )
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with staged_folder(out.absolute()) as staging:
+    with staged_folder(out.absolute(), replace=force) as staging:
         yield staging
 
 

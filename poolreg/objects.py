@@ -40,7 +40,8 @@ class ObjectStore:
 
     def read(self, digest: str) -> bytes:
         """Return an object's bytes; raises `NotFound`, or `Damage` if they changed on disk."""
-        data = self.existing(digest).read_bytes()
+        with storage_errors(f"reading object {digest[:12]}"):
+            data = self.existing(digest).read_bytes()
         if sha256(data) != digest:
             raise _changed(digest)
         return data
@@ -89,9 +90,11 @@ class ObjectStore:
 
     def check(self, digest: str) -> None:
         """Hash the object again; raises `NotFound` or `Damage`."""
-        with open(self.existing(digest), "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise _changed(digest)
+        with storage_errors(f"reading object {digest[:12]}"):
+            with open(self.existing(digest), "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise _changed(digest)
 
     def _place(self, digest: str) -> Path:
         target = self.path(digest)

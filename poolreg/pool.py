@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from poolreg.folders import Merged
     from poolreg.models import AddedModel
     from poolreg.recipe import TrainingRecipe
+    from poolreg.schema import Statement
     from poolreg.sweep import SweepPlan
     from poolreg.train import Job, Trained
 
@@ -328,6 +329,13 @@ class Pool:
         """Run SQL over the catalog, read-only and sandboxed; raises `QueryError`."""
         self.registry.catalog.refresh()
         return self.registry.catalog.sandbox(text, parameters=parameters, seconds=seconds)
+
+    @staticmethod
+    def queries() -> list[Statement]:
+        """Return the named queries with their descriptions."""
+        from poolreg.schema import statements
+
+        return list(statements("queries.sql").values())
 
     def query(self, name: str) -> Table:
         """Run a named query of `schema/queries.sql`; raises `NotFound`."""

@@ -90,8 +90,6 @@ def rows(record: Record) -> Iterator[tuple[str, Row]]:
     Raises `Damage` if fields are missing or mistyped.
     """
     try:
-        for digest, size in record.objects.items():
-            yield "objects", {"digest": digest, "bytes": size, "kind": record.kind}
         yield from _ROWS[record.kind](record.id, record.body, record.at.rstrip("Z"))
     except (KeyError, TypeError, AttributeError) as error:
         raise Damage(

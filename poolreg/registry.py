@@ -17,6 +17,7 @@ import contextlib
 import difflib
 import json
 import os
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from poolreg import records
 from poolreg.canonical import canonical_json
 from poolreg.catalog import Catalog
 from poolreg.errors import Conflict, NoPool, NotFound, UnknownFormat, UsageError
-from poolreg.files import lock, read_capped, storage_errors, write_atomic
+from poolreg.files import lock, read_capped, staged, storage_errors
 from poolreg.journal import Journal, Record
 from poolreg.mixture import check_name
 from poolreg.objects import ObjectStore
@@ -67,9 +68,8 @@ class Registry:
             for name in _FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
             # Last: only a folder with FORMAT is a pool.
-            write_atomic(
-                root / "FORMAT", canonical_json({"format": FORMAT, "id": str(uuid.uuid4())})
-            )
+            with staged(root / "FORMAT", folder=root / "tmp") as file:
+                file.write(canonical_json({"format": FORMAT, "id": str(uuid.uuid4())}))
         return cls.open(root)
 
     @classmethod
@@ -163,6 +163,7 @@ class Registry:
         Raises `NotFound` with the nearest names, `UsageError` for an ambiguous prefix.
         """
         names = self.names(space)
+        text = unicodedata.normalize("NFC", text)
         if text in names:
             return names[text]
         if len(text) >= _SHORTEST_PREFIX and not set(text) - set("0123456789abcdef"):

@@ -7,6 +7,8 @@ stays right when names change.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +25,8 @@ METHOD = "average-1"  # the definition of merging; a change of it changes every 
 
 Weights = tuple[tuple[str, Fraction], ...]
 
+_DIGITS = re.compile(r"[0-9a-f]{6,64}")  # a digest or the beginning of one
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -30,7 +34,8 @@ class Subject:
 
     `digest` is the model's or the recipe's; `components` are the models with their exact
     weights, sorted by digest. A mixture also has its canonical expression, scheme and blend (the
-    digest of the weights over base units, whatever models stand for them).
+    digest of the weights over base units, whatever models stand for them). `partitions` are the
+    digests of those that it was trained on, or stands for.
     """
 
     digest: str
@@ -88,12 +93,15 @@ class Resolver:
 
         Raises `MixtureError`, `NotFound` for an unknown name or a base unit without a model.
         """
+        text = unicodedata.normalize("NFC", text.strip())
         if text in self.models:
             return self.model(self.models[text])
+        if text not in self.partitions and text not in self.groups and _DIGITS.fullmatch(text):
+            return self._by_digest(text)  # digits may spell what is no name, such as a number
         mixture = self.expression(text)
         unknown = [name for name in mixture.partitions if name not in self.partitions]
         if unknown == [text]:
-            return self._by_digest(text)
+            raise self._unknown(text)
         return self.mixture(mixture)
 
     def expression(self, text: str) -> Mixture:
@@ -104,14 +112,21 @@ class Resolver:
         try:
             return self.model(self.registry.resolve("model", text))
         except NotFound:
-            known = {**self.partitions, **self.models, **self.groups}
-            raise unknown_name("partition or model", text, known) from None
+            raise self._unknown(text) from None
+
+    def _unknown(self, text: str) -> NotFound:
+        known = {**self.partitions, **self.models, **self.groups}
+        return unknown_name("partition or model", text, known)
 
     def model(self, digest: str) -> Subject:
         """Return a stored model as a subject."""
         row = self.registry.one("model_label", model=digest)
         seed = digest if row["role"] == "seed" else row["seed"]
-        return Subject(digest, row["label"], "model", ((digest, Fraction(1)),), seed=seed)
+        trained_on = self.registry.select("trained_on", model=digest)
+        return Subject(
+            digest, row["label"], "model", ((digest, Fraction(1)),), seed=seed,
+            partitions=tuple(row["partition"] for row in trained_on),
+        )  # fmt: skip
 
     def weights(self, mixture: Mixture) -> tuple[tuple[tuple[str, int], Fraction], ...]:
         """Return the exact weights of a mixture over ((partition digest, unit), weight)."""
@@ -125,8 +140,11 @@ class Resolver:
                 raise NotFound(
                     f"{atom} does not exist: {atom.partition} has {counts[atom.partition]} units"
                 )
-        found = unit_weights(mixture, counts, self.scheme)
-        return tuple(((self.partitions[a.partition], a.unit), weight) for a, weight in found)
+        totals: dict[tuple[str, int], Fraction] = {}
+        for atom, weight in unit_weights(mixture, counts, self.scheme):
+            place = self.partitions[atom.partition], atom.unit
+            totals[place] = totals.get(place, Fraction(0)) + weight  # it may have two names
+        return tuple(totals.items())
 
     def blend(self, mixture: Mixture) -> str:
         """Return the digest of a mixture's weights over base units."""
@@ -215,7 +233,7 @@ class Resolver:
             labels = ", ".join(self.model(seed).label for seed in covering)
             raise UsageError(
                 f"several seed models have all the unit models needed: {labels}",
-                hint="say which with --seed NAME",
+                hint="say which with --from NAME",
             )
         best = max(seeds, key=lambda s: sum(unit in self.unit_models(s) for unit in units))
         missing = next(unit for unit in units if unit not in self.unit_models(best))

@@ -4,4 +4,4 @@
 -- Several records may name one object; the result does not depend on their order.
 INSERT INTO objects BY NAME
 SELECT digest, max(bytes) AS bytes, min(kind) AS kind FROM batch GROUP BY digest
-ON CONFLICT DO UPDATE SET kind = least(kind, excluded.kind);
+ON CONFLICT DO UPDATE SET bytes = greatest(bytes, excluded.bytes), kind = least(kind, excluded.kind);

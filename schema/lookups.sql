@@ -109,6 +109,11 @@ SELECT * FROM runs WHERE model = $model ORDER BY added DESC, digest;
 -- Name and role of a model.
 SELECT label, role, seed FROM model_labels WHERE model = $model;
 
+-- name: trained_on
+-- The partitions that a model was trained on.
+SELECT DISTINCT partition FROM model_units JOIN units ON units.digest = model_units.unit
+WHERE model = $model ORDER BY partition;
+
 -- name: lineage
 -- What a model was made from and what was made from it.
 SELECT child, child_label, parent, parent_label, relation, weight FROM lineage
@@ -154,7 +159,7 @@ SELECT digest FROM protocols WHERE digest IN (SELECT unnest($digests));
 
 -- name: run_known
 -- Runs whose recipe says that they answer a training job.
-SELECT model FROM runs JOIN models ON models.digest = runs.model AND NOT models.removed
+SELECT runs.model, runs.tokens, runs.seconds, runs.final_loss FROM runs JOIN models ON models.digest = runs.model AND NOT models.removed
 WHERE recipe ->> 'job' = $job ORDER BY runs.added LIMIT 1;
 
 -- name: speed

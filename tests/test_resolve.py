@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pools import (
-    LINES,
     add_data,
     arrays_of,
     contents,
@@ -109,8 +108,8 @@ def test_a_recipe_is_its_models_and_weights(shown, model_of):
     subject = shown.resolve("2*alpha + beta/1")
     rows = sorted([[model_of["alpha", 1], 2, 3], [model_of["beta", 1], 1, 3]])
     assert subject.digest == digest_of({"recipe": "average-1", "components": rows})
-    assert shown.resolve("beta/1 + 4*alpha/2*alpha" if False else "beta/1+2*alpha") == subject
-    assert shown.resolve("4*alpha+2*beta/1").digest == subject.digest
+    assert shown.resolve("beta/1+2*alpha") == subject
+    assert shown.resolve("4*alpha+2*beta/1") == subject
     assert shown.resolve("alpha+beta/1").digest != subject.digest
 
 
@@ -214,13 +213,16 @@ def test_a_digest_may_look_like_a_number(tiny, pool, tmp_path):
     assert pool.resolve(digest[:6]).digest == digest
 
 
-def test_names_in_any_unicode_form(tiny, pool):
+def test_names_in_any_unicode_form(tiny, pool, tmp_path):
     composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert composed != apart
-    pool.add_model(tiny.units["beta", 1], name=apart)
+    folder = unit_folder(tmp_path / "u", tiny.seed, 50)
+    added = pool.add_model(folder, name=apart)
     assert pool.resolve(apart).digest == pool.resolve(composed).digest
     assert pool.model(apart)["digest"] == pool.model(composed)["digest"]
-    assert pool.remove("model", apart) == pool.resolve("beta/1").digest if False else True
+    assert pool.remove("model", apart) == added.digest
+    with pytest.raises(NotFound, match=f"named {composed}"):
+        pool.resolve(apart)
 
 
 def test_groups(tiny, tmp_path):
@@ -251,7 +253,7 @@ def test_groups(tiny, tmp_path):
         ("alpha+btea", NotFound, "no partition is named btea\ndid you mean beta"),
         ("alpha+base", NotFound, "no partition is named base"),
         ("beta/3", NotFound, "beta/3 does not exist: beta has 2 units"),
-        ("alpha; DROP TABLE models", MixtureError, "unexpected ';'"),
+        ("alpha; DROP TABLE models", MixtureError, "not a mixture"),
         ("../x", MixtureError, "not a mixture"),
         ("x" * 300, MixtureError, "not a name"),
         ("deadbeef", NotFound, "no partition or model is named deadbeef"),
@@ -322,7 +324,7 @@ def two_seeds(tiny, pool, tmp_path) -> Pool:
 def test_the_seed_that_has_the_models(two_seeds):
     base, second = two_seeds.resolve("base").digest, two_seeds.resolve("second").digest
     assert two_seeds.resolve("alpha+beta").seed == base
-    with pytest.raises(UsageError, match="several seed models .*: base, second\n.*--seed NAME"):
+    with pytest.raises(UsageError, match="several seed models .*: base, second\n.*NAME"):
         two_seeds.resolve("alpha+beta/1")
     one = two_seeds.resolve("alpha+beta/1", seed="base")
     other = two_seeds.resolve("alpha+beta/1", seed="second")
@@ -348,7 +350,3 @@ def test_a_resolver_is_a_snapshot(pool):
     assert resolver.subject("alpha+beta") == before
     with pytest.raises(NotFound):
         pool.resolve("alpha+beta")
-
-
-def test_every_line_is_ours():
-    assert set(COUNTS) <= set(LINES)

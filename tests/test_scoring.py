@@ -503,7 +503,7 @@ def test_pickled_weights_are_never_opened(folder):
 def test_code_from_outside_is_refused_unless_trusted(code, folder):
     change_json(folder / "config.json", **code)
     (folder / "code.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(Refused, match="code from outside") as caught:
+    with pytest.raises(Refused, match="run code of its author") as caught:
         load_model(folder)
     assert "--trust-code" in caught.value.hint
 

@@ -1,0 +1,104 @@
+"""poolreg merge: an exact average as a Hugging Face folder, from the pool or from folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from poolreg.errors import UsageError
+
+from .names import complete
+from .options import SCHEMES, byte_size, examples, pool_option, seed_option
+from .output import many, message, size
+from .progress import bar
+
+
+@click.command(
+    epilog=examples(
+        'poolreg merge "code+prose" -o merged',
+        'poolreg merge "2*code+prose" -o merged --scheme macro --dtype bfloat16',
+        "poolreg merge ./checkpoint-a ./checkpoint-b -o merged --weights 2,1",
+    )
+)
+@click.argument("sources", nargs=-1, required=True, metavar="EXPR|DIR...",
+                shell_complete=complete("partition", "model"))  # fmt: skip
+@click.option("-o", "--out", required=True, type=click.Path(), metavar="DIR", help="Where to.")
+@click.option("--weights", metavar="W,W,...", help="Weights of folders: 2,1 (default: equal).")
+@click.option("--dtype", help="Store as float32, bfloat16, float16 or float64 (default: as it is).")
+@click.option(
+    "--max-shard-size",
+    "max_shard_bytes",
+    type=byte_size,
+    default="5GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Start a new file beyond this.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: all cores.")
+@click.option("--force", is_flag=True, help="Replace a model folder that is there.")
+@click.option(
+    "--scheme",
+    type=SCHEMES,
+    default="micro",
+    show_default=True,
+    help="Weigh every base unit of EXPR equally (micro), or every partition (macro).",
+)
+@seed_option("--from", "--seed", help="Average the models of this seed if several cover EXPR.")
+@click.option("--trust-code", is_flag=True, help="Accept folders that run Python of their own.")
+@pool_option
+def merge(
+    sources: tuple[str, ...], out: str, weights: str | None, scheme: str,
+    seed: str | None, trust_code: bool, folder: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Write the average of a mixture EXPR of the pool, or of model folders, to a new folder.
+
+    Two or more arguments are model folders and need no pool. One argument is an expression;
+    a single folder is written with a slash, as ./folder. The average is exact: computed in
+    float64 and rounded once.
+    """
+    with bar() as progress:
+        if _are_folders(sources, folder is not None):
+            from poolreg.folders import merge_folders
+
+            merged = merge_folders(
+                sources, out, weights=weights.split(",") if weights else None,
+                trust_code=trust_code, progress=progress, **options,
+            )  # fmt: skip
+        else:
+            from poolreg.pool import Pool
+
+            if weights:
+                raise UsageError(
+                    "--weights are for folders", hint="weigh names in the expression: 2*a+b"
+                )
+            with Pool.open(folder) as pool:
+                merged = pool.merge(
+                    sources[0], out, scheme=scheme, seed=seed, progress=progress, **options
+                )
+    message(
+        f"wrote {merged.folder}: the average of {many(len(merged.parents), 'model')}, "
+        f"{size(merged.bytes)} in {many(merged.files, 'file')} ({merged.digest[:12]})"
+    )
+
+
+def _are_folders(sources: tuple[str, ...], pool_given: bool) -> bool:
+    """Tell whether the arguments are model folders; raises `UsageError` if one cannot tell."""
+    strange = [source for source in sources if not Path(source).is_dir()]
+    if len(sources) > 1 and strange:
+        raise UsageError(
+            f"{strange[0]!r} is not a folder",
+            hint='several arguments are model folders; write a mixture as one: "a+b"',
+        )
+    if len(sources) > 1 and pool_given:
+        raise UsageError("folders are merged without a pool", hint="leave --pool out")
+    if len(sources) > 1:
+        return True
+    is_model = (Path(sources[0]) / "config.json").is_file()
+    if is_model and not pool_given and not sources[0].startswith((".", "/", "~")):
+        raise UsageError(
+            f"{sources[0]!r} is a model folder here, and may be a name in the pool",
+            hint=f"write ./{sources[0]} for the folder, or add --pool DIR for the pool",
+        )
+    return is_model and not pool_given

@@ -1,0 +1,41 @@
+"""poolreg sql: any question to the catalog, read-only."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import examples, formatted, in_pool
+from .output import Column, records, show
+
+if TYPE_CHECKING:
+    from poolreg.pool import Pool
+
+
+@click.command(
+    epilog=examples(
+        'poolreg sql "from scores"',
+        "poolreg sql \"select label, perplexity from scores where evalset = 'wiki'\" --json",
+        "poolreg sql - < question.sql",
+    )
+)
+@click.argument("statement", metavar="SQL")
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+    help="Give up after so long.",
+)  # fmt: skip
+@in_pool
+@formatted
+def sql(pool: Pool, statement: str, max_seconds: float, form: str) -> None:
+    """Run a DuckDB query SQL over the catalog (- reads it from stdin).
+
+    The catalog cannot be changed, and files and extensions are out of reach. Tables and views
+    are described in docs/schema.md; start with scores, models, partitions and ledger.
+    """
+    text = sys.stdin.read() if statement == "-" else statement
+    table = pool.sql(text, seconds=max_seconds)
+    rows = records(table.columns, table.rows)
+    columns = [Column(name, name) for name in (rows[0] if rows else table.columns)]
+    show(rows, form, columns, names=columns[0].key if columns else "")
