@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .output import Column, count, fixed, short, show
+from .output import Column, count, fixed, many, short, show
 
 if TYPE_CHECKING:
     from poolreg.ask import Answer
 
-_SHARED = "* {evalset}: {documents} of its {all} documents are in the training text of {label}"
+_SHARED = "* {label} was trained on {documents} of the {all} of evalset {evalset}"
 
 
 def show_answers(answers: Sequence[Answer], form: str, *, beside: bool) -> None:
@@ -67,7 +67,7 @@ def _notes(answers: Sequence[Answer], beside: bool, budgets: dict[str | None, An
                 _SHARED.format(
                     evalset=answer.evalset,
                     documents=count(answer.shared_documents),
-                    all=count(answer.documents),
+                    all=many(answer.documents, "document"),
                     label=answer.label,
                 )
             )

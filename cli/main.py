@@ -127,7 +127,10 @@ def _ended(call: Callable[[], Any]) -> int:
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        _say(error.format_message(), f"see: {context.command_path} --help" if context else "")
+        hint = f"see: {context.command_path} --help" if context else ""
+        if isinstance(error, click.NoSuchOption) and error.option_name[1:2].isdigit():
+            hint = "a mixture has no negative weights; write for example 2*a+b"
+        _say(error.format_message(), hint)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         message("interrupted: the pool is whole; run the same command again to go on")

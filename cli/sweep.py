@@ -9,7 +9,7 @@ import click
 
 from .names import complete
 from .options import examples, formatted, in_pool, measuring, size_range
-from .output import Column, count, duration, fixed, message, records, show, size
+from .output import Column, duration, fixed, many, message, records, show, size
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -108,12 +108,10 @@ def _choose(
 
 def _say_plan(planned: SweepPlan) -> None:
     work, time = planned.work, duration(planned.seconds)
-    message(f"plan: {count(planned.mixtures)} mixtures on {', '.join(planned.evalsets.values())}")
-    message(f"  memoised  {count(planned.memoised)} evaluations")
-    estimate = f", about {time}" if time else ""
-    message(
-        f"  to do     {count(work.evaluations)} evaluations, {size(work.bytes)} of text{estimate}"
-    )
+    message(f"plan: {many(planned.mixtures, 'mixture')} on {', '.join(planned.evalsets.values())}")
+    message(f"  memoised  {many(planned.memoised, 'evaluation')}")
+    todo = f"{many(work.evaluations, 'evaluation')}, {size(work.bytes)} of text"
+    message(f"  to do     {todo}{f', about {time}' if work.evaluations and time else ''}")
 
 
 def _show_by_mixture(rows: list[dict[str, Any]]) -> None:
@@ -125,7 +123,8 @@ def _show_by_mixture(rows: list[dict[str, Any]]) -> None:
         line[f"on {row['evalset']}"] = row["bits_per_byte"]
     for line in lines.values():
         line["mean"] = sum(line[f"on {name}"] for name in evalsets) / len(evalsets)
-    columns = [Column("mixture"), Column("scheme"), Column("size")]
+    macro = any(row["scheme"] == "macro" for row in rows)
+    columns = [Column("mixture"), *([Column("scheme")] if macro else []), Column("size")]
     columns += [Column(f"on {name}", name, fixed(4)) for name in evalsets]
     if len(evalsets) > 1:
         columns.append(Column("mean", write=fixed(4)))

@@ -117,9 +117,7 @@ class LiveModel:
             accumulate(sums, raw, slot.dtype, weight=weight, scratch=self._scratch)
         return sums
 
-    def _rounded(
-        self, slot: _Slot, sums: npt.NDArray[np.float64], total: int
-    ) -> npt.NDArray[Any]:
+    def _rounded(self, slot: _Slot, sums: npt.NDArray[np.float64], total: int) -> npt.NDArray[Any]:
         """Return the average, rounded once to the storage dtype."""
         raw: npt.NDArray[Any] = np.empty(sums.size, NUMPY_DTYPES[slot.dtype])
         finish(sums, total, slot.dtype, out=raw, scratch=self._scratch)

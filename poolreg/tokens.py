@@ -8,6 +8,7 @@ version of numpy; text of several sources is shuffled as one. No torch here.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poolreg.canonical import digest_of
+from poolreg.canonical import canonical_json, digest_of
 from poolreg.errors import ConfigError, UsageError
 from poolreg.files import staged_folder
 from poolreg.recipe import Hyperparameters
@@ -28,25 +29,68 @@ END_OF_TEXT = "<|endoftext|>"
 CHARACTERS_AT_ONCE = 1 << 22
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> int:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, folder: Path, *, model_type: str | None = None
+) -> int:
     """Train a byte-level BPE on the documents and save it as a tokenizer folder; return its size.
 
     `END_OF_TEXT` is its only special token, beginning and end of a document alike. The same
-    text gives the same files. A small text gives fewer than `vocab_size` tokens.
+    text gives the same files. A small text gives fewer than `vocab_size` tokens. Text is cut as
+    transformers cuts it beside a model of `model_type`, which for some families is its own way.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import trainers
+
+    bpe = _untrained()
+    if model_type:
+        theirs = _beside(model_type, bpe)
+        bpe.normalizer, bpe.pre_tokenizer = theirs.normalizer, theirs.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=_alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(documents, trainer)
+    return _save_tokenizer(bpe, folder)
+
+
+def _alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _untrained() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(documents, trainer)
+    return bpe
+
+
+def _beside(model_type: str, bpe: Any) -> Any:
+    """Return the backend that transformers makes of a BPE that stands beside such a model."""
+    from tokenizers import Tokenizer, models
+
+    from poolreg.loading import load_tokenizer
+
+    whole = Tokenizer(models.BPE({END_OF_TEXT: 0} | _numbered(_alphabet(), 1), []))
+    whole.pre_tokenizer, whole.decoder = bpe.pre_tokenizer, bpe.decoder
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "beside"
+        _save_tokenizer(whole, folder)
+        (folder / "config.json").write_bytes(canonical_json({"model_type": model_type}))
+        return load_tokenizer(folder).backend_tokenizer
+
+
+def _numbered(words: Iterable[str], first: int) -> dict[str, int]:
+    return {word: number for number, word in enumerate(words, start=first)}
+
+
+def _save_tokenizer(bpe: Any, folder: Path) -> int:
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
     )

@@ -288,7 +288,10 @@ def _start(registry: Registry, job: Job, place: Path) -> Iterator[tuple[Any, Pat
 
     size = job.recipe.tokenizer.vocab_size or 0
     if not (place / "tokenizer").exists():
-        train_tokenizer(_sample(registry, job), size, place / "tokenizer")
+        train_tokenizer(
+            _sample(registry, job), size, place / "tokenizer",
+            model_type=job.recipe.model["model_type"],
+        )  # fmt: skip
     yield job.recipe.model, place / "tokenizer"
 
 

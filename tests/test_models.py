@@ -136,9 +136,10 @@ def test_a_folder_without_tokenizer_takes_the_seeds(tiny, pool, tmp_path):
     added = pool.add_model(folder, role="unit", partition="alpha", seed="base")
     assert added.digest == whole
     assert "tokenizer" in added.notes[0]
-    assert stored_files(pool, added.digest)["tokenizer.json"] == (
-        tiny.seed / "tokenizer.json"
-    ).read_bytes()
+    assert (
+        stored_files(pool, added.digest)["tokenizer.json"]
+        == (tiny.seed / "tokenizer.json").read_bytes()
+    )
     other = pool.add_model(folder, role="other")
     assert other.digest != whole
     assert "no tokenizer" in other.notes[0]
@@ -282,7 +283,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "kind", "words"), CASES, ids=[case[0].__name__ for case in CASES])
+@pytest.mark.parametrize(
+    ("spoil", "kind", "words"), CASES, ids=[case[0].__name__ for case in CASES]
+)
 def test_a_bad_folder_is_refused_and_nothing_changes(spoil, kind, words, tmp_path):
     tied = spoil is untied
     seed = model_folder(tmp_path / "seed", tied=tied)

@@ -98,7 +98,9 @@ def test_weights_against_plain_fractions(weights, scheme, shown, model_of):
     assert dict(subject.components) == expected
     assert list(subject.components) == sorted(expected.items())
     scale = lcm(*(share.denominator for share in expected.values()))
-    assert subject.integer_weights == tuple((m, int(w * scale)) for m, w in sorted(expected.items()))
+    assert subject.integer_weights == tuple(
+        (m, int(w * scale)) for m, w in sorted(expected.items())
+    )
 
 
 # -- identity -------------------------------------------------------------------------------

@@ -253,3 +253,15 @@ def test_settings_that_do_not_touch_the_data_do_not_touch_the_order():
     plans = [plan_batches([source("a", 9)], h) for h in (hyper(), hyper(lr=1.0, schedule="linear"))]
     assert (plans[0].order == plans[1].order).all()
     assert dataclasses.asdict(plans[0].shares[0])["key"] == "a"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_tokenizer_for_a_model_type_reads_alike_beside_such_a_model(tmp_path, kind):
+    # transformers gives qwen2 a pattern of its own when its config.json stands beside.
+    train_tokenizer(TEXT, 300, tmp_path / "bpe", model_type=kind)
+    alone = AutoTokenizer.from_pretrained(tmp_path / "bpe")
+    (tmp_path / "bpe" / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    beside = AutoTokenizer.from_pretrained(tmp_path / "bpe")
+    text = "Don't say 12345 naïve\r\n\tx = [3.14]  # 東京\n\n" + "".join(TEXT)
+    assert beside(text)["input_ids"] == alone(text)["input_ids"]
+    assert beside.decode(beside(text)["input_ids"]) == text
