@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @in_pool
 @formatted
 def ask(pool: Pool, mixtures: tuple[str, ...], form: str, **options: Any) -> None:
-    """Answer what training on each mixture EXPR would give, on each evalset.
+    """Tell what training on each mixture EXPR would give.
 
     A mixture is written a+b, 2*a+b, 0.3*a+0.7*b, a/2 (one base unit), all, or all-c. Its
     answer is the evaluation of the exact average of its unit models, beside the seed model,

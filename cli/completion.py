@@ -18,7 +18,7 @@ from .options import examples
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options and names of the pool in SHELL."""
+    """Print the script that makes SHELL complete commands and names."""
     script = get_completion_class(shell)
     if script is not None:
         click.echo(script(ctx.find_root().command, {}, "poolreg", "_POOLREG_COMPLETE").source())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @in_pool
 @formatted
 def diff(pool: Pool, a: str, b: str, form: str) -> None:
-    """Show the tensors in which the models A and B differ, with norms."""
+    """Show the tensors in which models A and B differ."""
     with bar() as progress:
         tensors = pool.diff(a, b, progress=progress)
     if form == "table" and not tensors:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 @in_pool
 @formatted
 def evaluate(pool: Pool, subjects: tuple[str, ...], form: str, **options: Any) -> None:
-    """Measure models and mixtures on evalsets, each once."""
+    """Measure models and mixtures on evalsets.
+
+    What was measured once is not measured again.
+    """
     with bar() as progress:
         answers = pool.evaluate(subjects, progress=progress, **options)
     show_answers(answers, form, beside=False)

@@ -52,8 +52,9 @@ def merge(
     sources: tuple[str, ...], out: str, weights: str | None, scheme: str,
     seed: str | None, trust_code: bool, folder: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Write the average of a mixture EXPR of the pool, or of model folders, to a new folder.
+    """Write an exact average to a folder that any tool loads.
 
+    Averages the models of a mixture EXPR of the pool, or model folders DIR.
     Two or more arguments are model folders and need no pool. One argument is an expression;
     a single folder is written with a slash, as ./folder. The average is exact: computed in
     float64 and rounded once.

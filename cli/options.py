@@ -76,7 +76,7 @@ def measuring(*flags: str) -> Callable[[Command], Command]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             from poolreg.evaluate import Settings
 
-            names = ("max_length", "dtype", "device", "batch_tokens", "threads")
+            names = ("max_length", "dtype", "device", "batch_tokens", "threads", "workers")
             settings = Settings(**{name: kwargs.pop(name) for name in names})
             return command(*args, settings=settings, **kwargs)
 
@@ -118,7 +118,13 @@ _HOW = (
         "--batch-tokens", type=click.IntRange(min=1), metavar="N",
         help="Tokens scored at once: less needs less memory.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of torch."),
+    click.option(
+        "--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+        help="Processes that share the mixtures.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each process."
+    ),
 )  # fmt: skip
 
 

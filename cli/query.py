@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @in_pool
 @formatted
 def query(pool: Pool, name: str | None, form: str) -> None:
-    """Run the analysis query NAME, or list them all when none is named."""
+    """Run a named analysis query, or list them all.
+
+    They are written in SQL over the tables and views that `poolreg sql` sees.
+    """
     if name is None:
         show([{"name": q.name, "description": q.description} for q in pool.queries()],
              form, tables.QUERIES)  # fmt: skip

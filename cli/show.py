@@ -30,7 +30,7 @@ PARTS: dict[str, dict[str, tuple[Column, ...]]] = {
 @in_pool
 @formatted
 def show(pool: Pool, name: str, form: str) -> None:
-    """Show what NAME is: a partition, evalset, model or mixture, or several of them."""
+    """Show what NAME is: partition, evalset, model or mixture."""
     found = pool.describe(name)
     if form != "table":
         show_rows(found, form, names="digest")

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 @in_pool
 @formatted
 def sql(pool: Pool, statement: str, max_seconds: float, form: str) -> None:
-    """Run a DuckDB query SQL over the catalog (- reads it from stdin).
+    """Run a DuckDB query over the catalog, read-only.
 
-    The catalog cannot be changed, and files and extensions are out of reach. Tables and views
+    SQL is the query, or - to read it from stdin. The catalog cannot be changed, and files and extensions are out of reach. Tables and views
     are described in docs/schema.md; start with scores, models, partitions and ledger.
     """
     text = sys.stdin.read() if statement == "-" else statement

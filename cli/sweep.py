@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 @formatted
 def sweep(pool: Pool, form: str, dry_run: bool, on: list[str], scheme: str, seed: str | None,
           settings: Any, **choice: Any) -> None:  # fmt: skip
-    """Measure many mixtures: all unions, those of a file, or random ones.
+    """Measure many mixtures: unions, a file of them, or random ones.
 
     The plan is printed first. Each mixture is stored when it is done, so an interrupted sweep
     goes on where it was. The table has a mixture a line, best first, in bits per byte.

@@ -90,9 +90,9 @@ def _trains(command: Command) -> Command:
     )
 )
 def train() -> None:
-    """Train small models here; larger ones come in with `poolreg model add`.
+    """Train small models: the seed, the units, references.
 
-    Training goes on where it was interrupted, and what was trained is not trained again.
+    Large models are trained elsewhere and come in with `poolreg model add`. Training goes on where it was interrupted, and what was trained is not trained again.
     """
 
 

@@ -176,6 +176,8 @@ def run(
     Raises `Incompatible`, `Refused` or `Damage` for models that cannot be averaged or loaded.
     """
     results = dict(work.known)
+    if not work.missing:
+        return results
     note_subjects(registry, [subject for subject, _ in work.missing])
     progress.start("evaluating", work.bytes, "bytes")
     if settings.workers <= 1:
@@ -225,6 +227,7 @@ class _Worker:
     settings: Settings
     live: dict[str, LiveModel] = field(default_factory=dict)
     texts: dict[tuple[str, str], TokenisedSet] = field(default_factory=dict)
+    noted: set[str] = field(default_factory=set)  # protocols that are recorded
 
     def measure(
         self, subject: Subject, evalsets: Sequence[str], progress: Progress
@@ -238,19 +241,23 @@ class _Worker:
         live = self._live(subject)
         model = live.load(subject.integer_weights)
         device = str(model.device)
-        made, results = [self._protocol_record(protocol)], []
+        measured = []
+        for evalset in evalsets:
+            tokens = self._tokens(subject, evalset, protocol)
+            started = time.perf_counter()
+            scores = self._score(model, tokens, evalset, progress)
+            measured.append((evalset, scores, time.perf_counter() - started))
         with self.registry.writing():
-            for evalset in evalsets:
-                tokens = self._tokens(subject, evalset, protocol)
-                started = time.perf_counter()
-                scores = self._score(model, tokens, evalset, progress)
-                seconds = time.perf_counter() - started
-                record = self._record(subject, evalset, protocol, scores, seconds, device)
-                made.append(record)
-                row = {**record.body}
-                results.append(_evaluation(row, protocol.max_length, memoised=False))
+            made = [
+                self._record(subject, evalset, protocol, scores, seconds, device)
+                for evalset, scores, seconds in measured
+            ]
+            if protocol.digest not in self.noted:
+                made.insert(0, records.keyed("protocol", protocol.digest, protocol.as_record()))
+                self.noted.add(protocol.digest)
             self.registry.record(*made)
-        yield from results
+        for record in made[-len(evalsets) :]:
+            yield _evaluation(record.body, protocol.max_length, memoised=False)
 
     def _score(self, model: Any, tokens: TokenisedSet, evalset: str, progress: Progress) -> Scores:
         from poolreg.scoring import score
@@ -295,9 +302,6 @@ class _Worker:
             with stored_folder(self.registry, first) as folder:
                 self.texts[key] = tokenise(documents, folder, protocol, trust_code=trusted)
         return self.texts[key]
-
-    def _protocol_record(self, protocol: Protocol) -> Record:
-        return records.keyed("protocol", protocol.digest, protocol.as_record())
 
     def _record(
         self, subject: Subject, evalset: str, protocol: Protocol, scores: Scores, seconds: float,

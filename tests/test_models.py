@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -306,8 +307,6 @@ def test_a_bad_folder_is_refused_and_nothing_changes(spoil, kind, words, tmp_pat
 
 
 def assert_words(words: str, error: PoolregError) -> None:
-    import re
-
     assert re.search(words, refusal(error)), refusal(error)
 
 
@@ -355,7 +354,7 @@ def test_a_wrong_request_is_refused_and_nothing_changes(request_, kind, words, t
 def test_a_unit_trained_from_what_is_no_seed_is_refused(tiny, pool, tmp_path):
     made = unit_folder(tmp_path / "u", tiny.seed, 50)
     pool.add_model(made, name="mine", role="other")
-    with pytest.raises(UsageError, match="'mine' is not a seed model.*\n.*--seed"):
+    with pytest.raises(UsageError, match=r"'mine' is not a seed model.*\n.*--seed"):
         pool.add_model(tiny.seed, role="unit", partition="alpha", seed="mine")
 
 
@@ -393,7 +392,7 @@ def test_export_is_byte_equal(tiny, pool, tmp_path):
     assert files_of(pool.export_model("beta/2", tmp_path / "unit")) == files_of(
         tiny.units["beta", 2]
     )
-    with pytest.raises(NotFound, match="'alpha\\+beta' is a mixture.*\n.*poolreg merge"):
+    with pytest.raises(NotFound, match=r"'alpha\+beta' is a mixture.*\n.*poolreg merge"):
         pool.export_model("alpha+beta", tmp_path / "mixed")
 
 

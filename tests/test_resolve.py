@@ -308,7 +308,7 @@ def test_a_pool_without_a_seed(tmp_path):
         with pytest.raises(MixtureError):
             pool.resolve("all")
         add_data(pool, texts, {"alpha": 1})
-        with pytest.raises(NotFound, match="no seed model yet\n.*poolreg train seed"):
+        with pytest.raises(NotFound, match=r"no seed model yet\n.*poolreg train seed"):
             pool.resolve("alpha")
 
 
@@ -326,7 +326,7 @@ def two_seeds(tiny, pool, tmp_path) -> Pool:
 def test_the_seed_that_has_the_models(two_seeds):
     base, second = two_seeds.resolve("base").digest, two_seeds.resolve("second").digest
     assert two_seeds.resolve("alpha+beta").seed == base
-    with pytest.raises(UsageError, match="several seed models .*: base, second\n.*NAME"):
+    with pytest.raises(UsageError, match=r"several seed models .*: base, second\n.*NAME"):
         two_seeds.resolve("alpha+beta/1")
     one = two_seeds.resolve("alpha+beta/1", seed="base")
     other = two_seeds.resolve("alpha+beta/1", seed="second")
