@@ -62,7 +62,7 @@ def ls(pool: Pool, form: str) -> None:
 @in_pool
 @formatted
 def show(pool: Pool, name: str, form: str) -> None:
-    """Show the evalset NAME and the partitions that share documents with it."""
+    """Show the evalset NAME, and partitions that share its text."""
     show_facts(pool.evalset(name), form, {"shared": tables.SHARED})
 
 
@@ -70,6 +70,9 @@ def show(pool: Pool, name: str, form: str) -> None:
 @_NAME
 @in_pool
 def rm(pool: Pool, name: str) -> None:
-    """Take the evalset NAME out of the pool; results stay, adding it again restores it."""
+    """Take the evalset NAME out of the pool.
+
+    What was measured stays, and adding it again restores it.
+    """
     digest = pool.remove("evalset", name)
     message(f"removed evalset {name} ({digest[:12]})")

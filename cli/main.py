@@ -74,11 +74,11 @@ class Commands(click.Group):
         """Return the names in the order of the help."""
         return list(_PLACES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
         if cmd_name not in _PLACES:
             return None
-        module, _, attribute = _PLACES[cmd_name].partition(":")
+        module, attribute = _PLACES[cmd_name].split(":")
         command: click.Command = getattr(
             importlib.import_module(f".{module}", __package__), attribute
         )

@@ -45,7 +45,7 @@ from .progress import bar
     show_default=True,
     help="Weigh every base unit of EXPR equally (micro), or every partition (macro).",
 )
-@seed_option("--from", "--seed", help="Average the models of this seed if several cover EXPR.")
+@seed_option("--from", "--seed", help="Average the models of this seed, if there are several.")
 @click.option("--trust-code", is_flag=True, help="Accept folders that run Python of their own.")
 @pool_option
 def merge(

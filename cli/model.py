@@ -120,7 +120,7 @@ def show(pool: Pool, name: str, form: str) -> None:
 @in_pool
 @formatted
 def lineage(pool: Pool, name: str, form: str) -> None:
-    """Show what the model or mixture NAME was made from, and what was made from it."""
+    """Show what NAME was made from, and what was made from it."""
     show_rows(pool.lineage(name), form, tables.LINEAGE, names="child")
 
 
@@ -139,6 +139,9 @@ def export(pool: Pool, name: str, out: str, force: bool) -> None:
 @_NAME
 @in_pool
 def rm(pool: Pool, name: str) -> None:
-    """Take the model NAME out of the pool; results stay, adding it again restores it."""
+    """Take the model NAME out of the pool.
+
+    What was measured stays, and adding it again restores it.
+    """
     digest = pool.remove("model", name)
     message(f"removed model {name} ({digest[:12]})")

@@ -80,7 +80,7 @@ def measuring(*flags: str) -> Callable[[Command], Command]:
             settings = Settings(**{name: kwargs.pop(name) for name in names})
             return command(*args, settings=settings, **kwargs)
 
-        seed = seed_option(*flags, help="Average the models of this seed, if several cover it.")
+        seed = seed_option(*flags, help="Average the models of this seed, if there are several.")
         measured: Command = wrapped
         for option in reversed((*_WHAT, seed, *_HOW)):
             measured = option(measured)

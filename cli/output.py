@@ -61,8 +61,8 @@ def size(value: float | None) -> str:
     if value is None:
         return ""
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if value < 999.5 or unit == "B" else f"{value:.0f} {unit}"
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
 
@@ -108,7 +108,7 @@ def _emit(lines: str) -> None:
     """Write a result to stdout: exactly as it is, but harmless where a terminal shows it."""
     if sys.stdout.isatty():
         lines = "\n".join(map(clean, lines.split("\n")))
-    click.echo(lines)
+    click.echo(lines, color=True)  # click would take away what looks like a colour
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,9 @@ def show(pool: Pool, name: str, form: str) -> None:
 @in_pool
 @formatted
 def check(pool: Pool, names: tuple[str, ...], form: str) -> None:
-    """Tell whether the files of partitions are what they were; exit code 3 if not.
+    """Tell whether the files of partitions are what they were.
 
-    Checks all partitions when none is named.
+    Checks all partitions when none is named. Ends with exit code 3 if a file changed.
     """
     with bar() as progress:
         checks = pool.check_partitions(names, progress=progress)
@@ -128,6 +128,9 @@ def check(pool: Pool, names: tuple[str, ...], form: str) -> None:
 @_NAME
 @in_pool
 def rm(pool: Pool, name: str) -> None:
-    """Take the partition NAME out of the pool; results stay, adding it again restores it."""
+    """Take the partition NAME out of the pool.
+
+    What was measured stays, and adding it again restores it.
+    """
     digest = pool.remove("partition", name)
     message(f"removed partition {name} ({digest[:12]})")

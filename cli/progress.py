@@ -69,6 +69,14 @@ def _columns() -> list[progress.ProgressColumn]:
     from rich import progress
     from rich.text import Text
 
+    class Done(progress.ProgressColumn):
+        """The share done, or the amount where the whole is unknown."""
+
+        def render(self, task: progress.Task) -> Text:
+            if task.total is not None:
+                return Text(f"{task.percentage:3.0f}%")
+            return Text(amount(task.completed, task.fields["unit"]))
+
     class Rate(progress.ProgressColumn):
         """Units a second."""
 
@@ -84,15 +92,18 @@ def _columns() -> list[progress.ProgressColumn]:
     return [
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=24),
-        progress.TaskProgressColumn(),
+        Done(),
         Rate(),
         progress.TimeRemainingColumn(compact=True),
         Note(),
     ]
 
 
+def amount(done: float, unit: str) -> str:
+    """Return so much of a unit: 3.2 MB, 120 steps."""
+    return size(done) if unit == "bytes" else f"{done:,.4g} {unit}"
+
+
 def rate(speed: float | None, unit: str) -> str:
     """Return a speed with its unit: 3.2 MB/s, 120 steps/s."""
-    if speed is None:
-        return ""
-    return f"{size(speed)}/s" if unit == "bytes" else f"{speed:,.4g} {unit}/s"
+    return "" if speed is None else f"{amount(speed, unit)}/s"

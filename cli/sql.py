@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 def sql(pool: Pool, statement: str, max_seconds: float, form: str) -> None:
     """Run a DuckDB query over the catalog, read-only.
 
-    SQL is the query, or - to read it from stdin. The catalog cannot be changed, and files and extensions are out of reach. Tables and views
-    are described in docs/schema.md; start with scores, models, partitions and ledger.
+    SQL is the query, or - to read it from stdin. The catalog cannot be changed, and files and
+    extensions are out of reach. Tables and views are described in docs/schema.md; start with
+    scores, models, partitions and ledger.
     """
     text = sys.stdin.read() if statement == "-" else statement
     table = pool.sql(text, seconds=max_seconds)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from poolreg.pool import Pool
     from poolreg.train import Trained
 
-_FROM = seed_option("--from", help="The seed model to start from (needed if there are several).")
+_FROM = seed_option("--from", help="The seed model to start from, if there are several.")
 _BUDGET = click.option(
     "--budget", type=BUDGETS, default="same", show_default=True,
     help="Train on as many tokens as one unit, or as the mixture's units together.",
@@ -75,7 +75,7 @@ def _trains(command: Command) -> Command:
             return
         show([asdict(model) for model in trained], form, tables.TRAINED, names="label")
 
-    options = formatted(in_pool(wrapped))
+    options = in_pool(formatted(wrapped))
     for option in reversed(_TRAINING):
         options = option(options)
     return options
@@ -92,7 +92,8 @@ def _trains(command: Command) -> Command:
 def train() -> None:
     """Train small models: the seed, the units, references.
 
-    Large models are trained elsewhere and come in with `poolreg model add`. Training goes on where it was interrupted, and what was trained is not trained again.
+    Large models are trained elsewhere and come in with `poolreg model add`. Training goes on
+    where it was interrupted, and what was trained is not trained again.
     """
 
 
@@ -123,7 +124,10 @@ def recipe() -> None:
 @click.option("--replace", is_flag=True, help="Move the name from another model to this one.")
 @_trains
 def seed(pool: Pool, mixture: str, **options: Any) -> Sequence[Trained]:
-    """Train the common start of all units, and a tokenizer if the recipe says so."""
+    """Train the common start of all units.
+
+    The tokenizer is trained with it, unless the recipe names one.
+    """
     return [pool.train_seed(on=mixture, **options)]
 
 
@@ -136,7 +140,7 @@ def seed(pool: Pool, mixture: str, **options: Any) -> Sequence[Trained]:
 @click.option("--again", is_flag=True, help="Also where a unit has a model from this seed.")
 @_trains
 def unit(pool: Pool, units: tuple[str, ...], **options: Any) -> Sequence[Trained]:
-    """Train one model for each UNIT, such as code/2, or for all units of a partition."""
+    """Train a model for each UNIT, such as code/2 or all of code."""
     return pool.train_units(only=units, **options)
 
 
@@ -160,7 +164,10 @@ def units(pool: Pool, **options: Any) -> Sequence[Trained]:
 @_SCHEME
 @_trains
 def reference(pool: Pool, mixture: str, **options: Any) -> Sequence[Trained]:
-    """Really train a model on the mixture EXPR, to compare its proxy with."""
+    """Train a reference: a model really trained on the mixture EXPR.
+
+    Its scores then stand beside those of the average that answers for it.
+    """
     return pool.train_references([mixture], **options)
 
 
@@ -186,7 +193,7 @@ def references(
     pool: Pool, mixtures: tuple[str, ...], file: str | None, subsets: tuple[int, int] | None,
     random: int | None, **options: Any,
 ) -> Sequence[Trained]:  # fmt: skip
-    """Really train models on several mixtures: those named, of a file, or unions."""
+    """Train references on mixtures that are named, listed or drawn."""
     from poolreg.sweep import choose_subsets, read_mixtures
 
     chosen = list(mixtures)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from poolreg.corpus import shared_documents
 from poolreg.errors import NotFound, UsageError
 from poolreg.evaluate import Evaluation, Key, Settings, note_subjects, plan, run
 from poolreg.progress import SILENT, Progress
@@ -61,7 +62,9 @@ def evalsets_named(registry: Registry, on: Sequence[str]) -> dict[str, str]:
     names = registry.names("evalset")
     if not names:
         raise NotFound("the pool has no evalsets yet", hint="poolreg evalset add NAME FILE…")
-    return {digest: name for name, digest in names.items()}
+    # Of several names for one text the first in the alphabet is shown, as in the views.
+    first = {digest: name for name, digest in sorted(names.items(), reverse=True)}
+    return dict(sorted(first.items(), key=lambda item: item[1]))
 
 
 def evaluate(
@@ -76,7 +79,7 @@ def evaluate(
     work = plan(registry, subjects, list(evalsets), settings)
     found = run(registry, work, settings, progress=progress)
     note_subjects(registry, subjects)
-    shared = _shared(registry)
+    shared = _Shared.of(registry)
     return [
         _answer(subject, evalsets[digest], found[subject.digest, digest], shared, scheme)
         for subject in subjects
@@ -93,38 +96,57 @@ def ask(
     resolver = Resolver(registry, scheme=scheme, seed=seed)
     subjects = [resolver.subject(text) for text in texts]
     evalsets = evalsets_named(registry, on)
-    beside = {subject.digest: _Beside.of(registry, resolver, subject) for subject in subjects}
-    wanted = [*subjects, *(other for group in beside.values() for other in group.subjects)]
+    beside = [_Beside.of(registry, resolver, subject) for subject in subjects]
+    wanted = [*subjects, *(other for group in beside for other in group.subjects)]
     work = plan(registry, wanted, list(evalsets), settings)
     found = run(registry, work, settings, progress=progress)
     note_subjects(registry, wanted)
-    shared = _shared(registry)
+    shared = _Shared.of(registry)
     return [
-        beside[subject.digest].complete(
+        group.complete(
             _answer(subject, name, found[subject.digest, digest], shared, scheme), digest, found
         )
-        for subject in subjects
+        for subject, group in zip(subjects, beside, strict=True)
         for digest, name in evalsets.items()
     ]
 
 
 def _answer(
-    subject: Subject, evalset: str, row: Evaluation, shared: Mapping[tuple[str, str], int],
-    scheme: str,
-) -> Answer:  # fmt: skip
-    trained_on = sum(shared.get((row.evalset, partition), 0) for partition in subject.partitions)
+    subject: Subject, evalset: str, row: Evaluation, shared: _Shared, scheme: str
+) -> Answer:
     return Answer(
         label=subject.label, subject=subject.digest, mixture=subject.mixture,
         scheme=scheme if subject.mixture else None, evalset=evalset, protocol=row.protocol,
         max_length=row.max_length, nll=row.nll, tokens=row.tokens, bytes=row.bytes,
         documents=row.documents, perplexity=row.perplexity, bits_per_byte=row.bits_per_byte,
-        memoised=row.memoised, shared_documents=trained_on,
+        memoised=row.memoised, shared_documents=shared.count(row.evalset, subject.partitions),
     )  # fmt: skip
 
 
-def _shared(registry: Registry) -> dict[tuple[str, str], int]:
-    rows = registry.select("contamination")
-    return {(row["evalset"], row["partition"]): row["documents"] for row in rows}
+@dataclass(frozen=True)
+class _Shared:
+    """How many documents of an evalset also stand in partitions; from `counts` of each pair."""
+
+    registry: Registry
+    counts: Mapping[tuple[str, str], int]
+
+    @classmethod
+    def of(cls, registry: Registry) -> _Shared:
+        rows = registry.select("contamination")
+        return cls(registry, {(row["evalset"], row["partition"]): row["documents"] for row in rows})
+
+    def count(self, evalset: str, partitions: Sequence[str]) -> int:
+        """Return how many documents of an evalset stand in one or more of the partitions."""
+        found = [partition for partition in partitions if self.counts.get((evalset, partition))]
+        if len(found) < 2:
+            return sum(self.counts[evalset, partition] for partition in found)
+        # One document may stand in several of them.
+        ours = self._content("evalset", evalset)
+        places = [shared_documents(ours, self._content("partition", p)) for p in found]
+        return len(set().union(*places))
+
+    def _content(self, kind: str, digest: str) -> bytes:
+        return self.registry.objects.read(self.registry.one(kind, digest=digest)["content"])
 
 
 @dataclass(frozen=True)

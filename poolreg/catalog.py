@@ -26,7 +26,7 @@ from poolreg.journal import Journal, Record
 from poolreg.records import KINDS, Kind, Row, rows
 from poolreg.schema import script, statements
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BATCH = 50_000  # records; bounds the memory of indexing
 
 # Connections of a parent process: in a forked child even closing one would hang.
@@ -54,6 +54,7 @@ class Catalog:
         self._staging = root / "tmp"
         self._journal = journal
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._seen: dict[str, int] | None = None  # segment sizes that the connection shows
         self._pid = 0
 
     def close(self) -> None:
@@ -63,11 +64,15 @@ class Catalog:
                 self._connection.close()
             else:
                 _inherited.append(self._connection)
-        self._connection = None
+        self._connection = self._seen = None
 
     def refresh(self) -> None:
         """Bring the catalog up to date with the journal; cheap when nothing is new."""
-        if self._known_segments() == self._journal.segments():
+        segments = self._journal.segments()
+        if self._seen == segments and self._pid == os.getpid():
+            return
+        self.close()
+        if self._known_segments() == segments:
             return
         self.close()
         with lock(self._lock, what="the catalog"):
@@ -147,8 +152,10 @@ class Catalog:
             # Not a catalog of ours, or damaged: it is derived, so it is simply made again.
             return None
         segments = self._journal.segments()
-        known = dict(seen)
-        return known if all(segments.get(name, -1) >= size for name, size in seen) else None
+        if any(segments.get(name, -1) < size for name, size in seen):
+            return None
+        self._seen = dict(seen)
+        return dict(seen)
 
     def _rebuild(self, *, from_scratch: bool) -> None:
         try:
@@ -352,3 +359,7 @@ def _fetch(
         raise
     except duckdb.Error as error:
         raise QueryError(str(error), hint=_SQL_HINT) from error
+    except RuntimeError as error:
+        if "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        raise

@@ -18,7 +18,8 @@ Facts = dict[str, Any]
 def describe(registry: Registry, text: str, *, scheme: str = "micro") -> list[Facts]:
     """Return all that `text` stands for: a partition and an evalset may share their name.
 
-    A partition is described as such and not as the mixture of itself. Raises `NotFound`,
+    A partition is described as such and not as the mixture of itself, and an average of one
+    model, such as `python/2`, as that model. Raises `NotFound`,
     `MixtureError` or `UsageError` where it stands for nothing.
     """
     found = []
@@ -40,8 +41,9 @@ def describe(registry: Registry, text: str, *, scheme: str = "micro") -> list[Fa
             known = {name: "" for space in spaces for name in registry.names(space)}
             raise unknown_name("partition, evalset or model", text, known) from None
         raise
-    facts_of = mixture_facts if subject.kind == "mixture" else model_facts
-    return [*found, facts_of(registry, subject)]
+    if len(subject.components) > 1:
+        return [*found, mixture_facts(registry, subject)]
+    return [*found, model_facts(registry, resolver.model(subject.digest))]
 
 
 def partition_facts(registry: Registry, digest: str) -> Facts:

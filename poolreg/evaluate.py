@@ -8,6 +8,7 @@ at most the subject in flight.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,10 +213,24 @@ def _measure(
 ) -> list[Evaluation]:
     worker = _Worker(registry, work, settings)
     made: list[Evaluation] = []
-    for subject, evalsets in work.missing:
-        progress.note(subject.label)
-        made += worker.measure(subject, evalsets, progress)
+    with _torch_threads(settings.threads):
+        for subject, evalsets in work.missing:
+            progress.note(subject.label)
+            made += worker.measure(subject, evalsets, progress)
     return made
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads in the block (None: as many as it does)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -233,10 +248,6 @@ class _Worker:
         self, subject: Subject, evalsets: Sequence[str], progress: Progress
     ) -> Iterator[Evaluation]:
         """Score one subject on several evalsets and record the results together."""
-        import torch
-
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
         protocol = self.work.protocols[subject.digest]
         live = self._live(subject)
         model = live.load(subject.integer_weights)

@@ -7,6 +7,7 @@ their exact weights, so that anyone who has them can rebuild the weights bit for
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from pathlib import Path
 
 from poolreg.canonical import digest_of
 from poolreg.checkpoint import Checkpoint, check_same_family, fingerprint, read_checkpoint
-from poolreg.errors import MixtureError, UsageError
+from poolreg.errors import Conflict, MixtureError, UsageError
 from poolreg.files import write_atomic
 from poolreg.merge import MAX_SHARD_BYTES, check_mergeable, merge_weights
 from poolreg.mixture import common_denominator
 from poolreg.models import new_folder, stored_folder, stored_tensors
+from poolreg.numerics.average import FLOATS
 from poolreg.progress import SILENT, Progress
 from poolreg.registry import Registry
 from poolreg.resolve import METHOD, Subject
 from poolreg.stream import Parent
-from poolreg.tensors import TensorInfo
+from poolreg.tensors import DTYPE_BYTES, TensorInfo
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -87,6 +89,8 @@ def merge_folders(
     `Refused`, `Incompatible`, `MixtureError`, `UsageError`, `Conflict`.
     """
     shares = _shares(folders, weights)
+    if Path(out).resolve() in [Path(folder).resolve() for folder in folders]:
+        raise Conflict(f"{out} is one of the models to merge", hint="choose another folder")
     parents: dict[str, Component] = {}
     first: tuple[Checkpoint, str] | None = None
     sizes = [sum(f.stat().st_size for f in Path(x).glob("*.safetensors")) for x in folders]
@@ -100,9 +104,9 @@ def merge_folders(
         share += parents[digest].weight if digest in parents else 0
         parents[digest] = Component(digest, share, str(folder), checkpoint.tensors)
     chosen = sorted((p for p in parents.values() if p.weight), key=lambda parent: parent.digest)
-    title = " + ".join(Path(folder).name for folder in folders)
+    title = " + ".join(Path(f).name for f, share in zip(folders, shares, strict=True) if share)
     return _write(
-        chosen, Path(folders[0]), Path(out), title=title, dtype=dtype, threads=threads,
+        chosen, Path(chosen[0].label), Path(out), title=title, dtype=dtype, threads=threads,
         max_shard_bytes=max_shard_bytes, force=force, progress=progress,
     )  # fmt: skip
 
@@ -116,12 +120,18 @@ def _shares(
     if len(given) != len(folders):
         raise UsageError(f"{len(given)} weights for {len(folders)} folders", hint="give one each")
     try:
-        exact = [Fraction(str(weight)) for weight in given]
+        exact = [_fraction(str(weight)) for weight in given]
     except (ValueError, ZeroDivisionError) as error:
         raise MixtureError(f"not a weight: {error}", hint="write 2, 0.3 or 1/3") from error
     if min(exact) < 0 or not sum(exact):
         raise MixtureError("weights are zero or more, and not all zero")
     return [weight / sum(exact) for weight in exact]
+
+
+def _fraction(text: str) -> Fraction:
+    if re.search(r"e[+-]?[0-9]{4}", text, re.IGNORECASE):  # would be written out, digit by digit
+        raise ValueError(f"{text[:40]} is beyond any weight")
+    return Fraction(text)
 
 
 def _write(
@@ -138,13 +148,13 @@ def _write(
     recipe = {"recipe": METHOD, "components": rows}
     with new_folder(out, force=force) as staging:
         _copy_rest(template, staging, dtype)
-        progress.start("merging", _payload(parents[0]), "bytes")
+        progress.start("merging", _payload(parents[0], storage), "bytes")
         merge_weights(
             streams, staging, dtype=storage, max_shard_bytes=max_shard_bytes, threads=threads,
             progress=progress.advance,
         )  # fmt: skip
         checkpoint = read_checkpoint(staging, trust_code=True)
-        progress.start("checking", _payload(parents[0]), "bytes")
+        progress.start("checking", _payload(parents[0], storage), "bytes")
         made = fingerprint(checkpoint, threads=threads, progress=progress.advance)
         about = {
             **recipe,
@@ -160,8 +170,12 @@ def _write(
     )  # fmt: skip
 
 
-def _payload(parent: Component) -> int:
-    return sum(info.stop - info.start for _, info in parent.tensors.values())
+def _payload(parent: Component, storage: str | None) -> int:
+    """Return the bytes of the tensors that an average with this parent has, stored so."""
+    return sum(
+        info.elements * DTYPE_BYTES[storage if storage and info.dtype in FLOATS else info.dtype]
+        for _, info in parent.tensors.values()
+    )
 
 
 def _copy_rest(template: Path, staging: Path, dtype: str | None) -> None:

@@ -107,7 +107,7 @@ class Pool:
         self, names: Sequence[str] = (), *, progress: Progress = SILENT
     ) -> list[PartitionCheck]:
         """Hash the files of partitions (all when none is named) again and report drift."""
-        chosen = list(names) or list(self.registry.names("partition"))
+        chosen = _listed(names) or list(self.registry.names("partition"))
         progress.start("hashing", 0, "bytes")
         return [
             data.check_partition(self.registry, name, progress=progress.advance) for name in chosen
@@ -177,8 +177,16 @@ class Pool:
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
         """Return what a model or mixture was made from, and what was made from it."""
-        digest = Resolver(self.registry).subject(name).digest
-        return self.registry.select("lineage", digest=digest)
+        subject = self.resolve(name)
+        rows = self.registry.select("lineage", digest=subject.digest)
+        if rows or len(subject.components) == 1:
+            return rows
+        # An average that nobody has asked for yet.
+        return [
+            {"child": subject.digest, "child_label": subject.label, "parent": part["digest"],
+             "parent_label": part["model"], "relation": "averages", "weight": part["share"]}
+            for part in describing.mixture_facts(self.registry, subject)["components"]
+        ]  # fmt: skip
 
     def export_model(self, name: str, out: PathLike, *, force: bool = False) -> Path:
         """Copy a stored model to a folder, byte for byte."""
@@ -227,7 +235,7 @@ class Pool:
         from poolreg.recipe import default_recipe
 
         jobs = train.unit_jobs(
-            self.registry, recipe or default_recipe(), seed=seed, only=only, again=again
+            self.registry, recipe or default_recipe(), seed=seed, only=_listed(only), again=again
         )
         return self._train(jobs, **options)
 
@@ -240,7 +248,7 @@ class Pool:
         from poolreg.recipe import default_recipe
 
         jobs = train.reference_jobs(
-            self.registry, recipe or default_recipe(), mixtures, seed=seed, scheme=scheme,
+            self.registry, recipe or default_recipe(), _listed(mixtures), seed=seed, scheme=scheme,
             budget=budget,
         )  # fmt: skip
         return self._train(jobs, **options)
@@ -301,7 +309,7 @@ class Pool:
             chosen = sweeping.choose_subsets(self.registry, sizes=sizes, limit=limit)
         else:
             resolver = Resolver(self.registry)
-            chosen = [resolver.expression(text) for text in mixtures]
+            chosen = [resolver.expression(text) for text in _listed(mixtures)]
         return sweeping.plan_sweep(
             self.registry, chosen, _listed(on), scheme=scheme, seed=seed, settings=settings
         )
@@ -309,16 +317,16 @@ class Pool:
     def sweep(self, planned: SweepPlan, *, progress: Progress = SILENT) -> Table:
         """Do what a sweep's plan lacks and return the scores of its mixtures, best first."""
         sweeping.run_sweep(self.registry, planned, progress=progress)
-        return self.scores([subject.digest for subject in planned.subjects], planned)
+        return self.scores(planned)
 
-    def scores(self, subjects: Sequence[str], planned: SweepPlan) -> Table:
-        """Return the memoised scores of a sweep's subjects under its protocol."""
+    def scores(self, planned: SweepPlan) -> Table:
+        """Return the memoised scores of a sweep's mixtures under its protocol, best first."""
         protocols = sorted({p.digest for p in planned.work.protocols.values()})
         from poolreg.catalog import Table
 
         rows = self.registry.select(
-            "sweep_scores", subjects=list(subjects), evalsets=list(planned.evalsets),
-            protocols=protocols,
+            "sweep_scores", mixtures=[subject.mixture_digest for subject in planned.subjects],
+            evalsets=list(planned.evalsets), protocols=protocols,
         )  # fmt: skip
         columns = tuple(rows[0]) if rows else ()
         return Table(columns, [tuple(row.values()) for row in rows])

@@ -56,10 +56,12 @@ def choose_subsets(
 
     `sizes` bounds their size, `limit` draws that many of them at random (seeded).
     """
-    names = list(Resolver(registry).expression(among).partitions)
+    names = _among(registry, among)
     low, high = sizes or (1, len(names))
     if not 1 <= low <= high:
         raise UsageError(f"sizes {low}-{high} are not a range from 1", hint="write 2 or 1-3")
+    if low > len(names):
+        raise UsageError(f"there is no union of {low} of {len(names)} partitions")
     high = min(high, len(names))
     count = sum(math.comb(len(names), size) for size in range(low, high + 1))
     if count > MOST_MIXTURES:
@@ -76,17 +78,25 @@ def choose_dirichlet(
     """Return `count` mixtures drawn from a symmetric Dirichlet, in whole thousandths."""
     import numpy as np
 
-    if not 1 <= count <= MOST_MIXTURES or not concentration > 0:
+    if not 1 <= count <= MOST_MIXTURES or not 0 < concentration < math.inf or seed < 0:
         raise UsageError(
-            f"cannot draw {count} mixtures with concentration {concentration:g}",
-            hint=f"draw 1 to {MOST_MIXTURES:,} with a concentration above 0",
+            f"cannot draw {count} mixtures with concentration {concentration:g} and seed {seed}",
+            hint=f"draw 1 to {MOST_MIXTURES:,} with a concentration above 0 and a seed from 0",
         )
-    names = list(Resolver(registry).expression(among).partitions)
+    names = _among(registry, among)
     draws = np.random.default_rng(seed).dirichlet([concentration] * len(names), size=count)
     return [
         mix((Atom(name), Fraction(part)) for name, part in zip(names, _whole(row), strict=True))
         for row in draws.tolist()
     ]
+
+
+def _among(registry: Registry, text: str) -> list[str]:
+    """Return the partitions to choose from; single base units are not among them."""
+    mixture = Resolver(registry).expression(text)
+    if any(atom.unit for atom, _ in mixture.weights):
+        raise UsageError(f"{text} names single base units", hint="name whole partitions")
+    return list(mixture.partitions)
 
 
 def _whole(shares: Sequence[float]) -> list[int]:
@@ -102,11 +112,13 @@ def read_mixtures(registry: Registry, path: Path) -> list[Mixture]:
     """Read expressions from a file, one a line; empty lines and `#` comments are passed over."""
     text = read_capped(path, 64 << 20, error=ConfigError, what="the file of mixtures")
     try:
-        lines = text.decode("utf-8").splitlines()
+        lines = text.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text") from error
     resolver = Resolver(registry)
     plain = [line.partition("#")[0].strip() for line in lines]
+    if not any(plain):
+        raise ConfigError(f"{path} holds no mixtures", hint="write one a line, such as 2*a+b")
     return [resolver.expression(line) for line in plain if line]
 
 

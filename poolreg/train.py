@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poolreg import records
 from poolreg.canonical import digest_of
 from poolreg.data import unit_text
 from poolreg.errors import NotFound, UsageError
@@ -26,6 +28,7 @@ from poolreg.progress import SILENT, Progress
 from poolreg.recipe import Hyperparameters, Role, TrainingRecipe
 from poolreg.registry import Registry
 from poolreg.resolve import Resolver, seed_named
+from poolreg.tokenizer_files import require_tokenizer
 from poolreg.workers import run_jobs
 
 if TYPE_CHECKING:
@@ -61,13 +64,14 @@ class Job:
     scheme: str | None = None
     budget: str | None = None
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Digest of start, text with weights, settings and role."""
         start: Any = self.seed
         if self.seed is None:
-            about = self.recipe.as_record()
-            start = {"model": about["model"], "tokenizer": about["tokenizer"]}
+            about, folder = self.recipe.as_record(), self.recipe.tokenizer.folder
+            tokenizer = require_tokenizer(folder).digest if folder else about["tokenizer"]
+            start = {"model": about["model"], "tokenizer": tokenizer}
         texts = sorted([t.unit, str(t.weight)] for t in self.texts)
         settings = self.settings.as_record()
         return digest_of(["job", 1, self.role, self.budget, start, texts, settings])
@@ -205,12 +209,23 @@ def train(
     checkpoint and go on from it next time.
     """
     done = {job.key: found for job in jobs if (found := _known(registry, job))}
+    for job in jobs:
+        if job.name and job.key in done:
+            _name(registry, job.name, done[job.key].digest)
     todo = list({job.key: job for job in jobs if job.key not in done}.values())
     progress.start("training", sum(job.settings.steps for job in todo), "steps")
     calls = [(registry.root, job, device, threads) for job in todo]
     results = run_jobs(_train_one, calls, workers=workers, progress=progress)
     done |= {job.key: result for job, result in zip(todo, results, strict=True)}
     return [done[job.key] for job in jobs]
+
+
+def _name(registry: Registry, name: str, digest: str) -> None:
+    """Give a model that was there already the name that was asked for."""
+    name = registry.check_free("model", name, digest, replace=True)
+    if registry.names("model").get(name) != digest:
+        with registry.writing():
+            registry.record(records.name("model", name, digest))
 
 
 def _known(registry: Registry, job: Job) -> Trained | None:
@@ -242,8 +257,12 @@ def _run(
 ) -> Trained:
     from poolreg import training
 
+    shown = 0
+
     def show(state: training.TrainProgress) -> None:
-        progress.advance(1)
+        nonlocal shown
+        progress.advance(state.step - shown)  # the first step after a resume stands for many
+        shown = state.step
         speed = f"{state.tokens_per_second:,.0f} tokens/s"
         progress.note(f"{job.label}  loss {state.loss:.3f}  {speed}")
 

@@ -172,9 +172,10 @@ FROM (SELECT bytes, seconds FROM evaluations WHERE seconds > 0 ORDER BY added DE
 SELECT digest, bytes, kind FROM objects;
 
 -- name: sweep_scores
--- Scores of some subjects under some protocols, best first within an evalset.
+-- Scores of some mixtures under some protocols, best first within an evalset.
 SELECT evalset, label AS mixture, scheme, size, perplexity, bits_per_byte, loss, tokens
 FROM scores
-WHERE kind = 'mixture' AND subject IN (SELECT unnest($subjects))
+WHERE (label, scheme, subject) IN (
+      SELECT (mixture, scheme, subject) FROM mixtures WHERE digest IN (SELECT unnest($mixtures)))
   AND evalset_digest IN (SELECT unnest($evalsets)) AND protocol IN (SELECT unnest($protocols))
 ORDER BY evalset, bits_per_byte, label;

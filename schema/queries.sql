@@ -7,7 +7,7 @@ SELECT label AS mixture, scheme, size, count(*) AS evalsets,
        max_length, dtype
 FROM scores
 WHERE kind = 'mixture'
-GROUP BY ALL
+GROUP BY subject, label, scheme, size, max_length, dtype
 ORDER BY max_length, dtype, evalsets DESC, mean_bits_per_byte, mixture;
 
 -- name: best
@@ -28,56 +28,37 @@ ORDER BY evalset, size;
 
 -- name: marginal
 -- Marginal contribution of each partition: mean change of bits per byte when it joins a uniform union (negative is better).
-WITH unions AS (
-    SELECT scores.subject, scores.scheme, scores.seed, evalset, evalset_digest, protocol, bits_per_byte,
-           list_sort(list(mixture_weights.partition)) AS partitions
-    FROM scores
-    JOIN mixtures ON mixtures.subject = scores.subject AND mixtures.scheme = scores.scheme
-    JOIN mixture_weights ON mixture_weights.mixture = mixtures.digest
-    WHERE kind = 'mixture'
-    GROUP BY ALL
-    HAVING min(numerator * 1.0 / denominator) = max(numerator * 1.0 / denominator) AND max(unit) = 0
-)
-SELECT larger.evalset, coalesce(names.name, left(joined.partition, 12)) AS partition,
+SELECT larger.evalset, larger.scheme, coalesce(names.name, left(joined.partition, 12)) AS partition,
        count(*) AS pairs, avg(larger.bits_per_byte - smaller.bits_per_byte) AS mean_change,
        min(larger.bits_per_byte - smaller.bits_per_byte) AS best_change,
-       max(larger.bits_per_byte - smaller.bits_per_byte) AS worst_change
-FROM (SELECT *, unnest(partitions) AS partition FROM unions) AS joined
-JOIN unions AS larger ON larger.subject = joined.subject AND larger.scheme = joined.scheme
- AND larger.evalset_digest = joined.evalset_digest AND larger.protocol = joined.protocol
-JOIN unions AS smaller ON smaller.partitions = list_filter(larger.partitions, lambda p: p <> joined.partition)
+       max(larger.bits_per_byte - smaller.bits_per_byte) AS worst_change,
+       larger.max_length, larger.dtype
+FROM uniform_unions AS larger
+CROSS JOIN unnest(larger.partitions) AS joined(partition)
+JOIN uniform_unions AS smaller ON smaller.partitions = list_filter(larger.partitions, lambda p: p <> joined.partition)
  AND smaller.scheme = larger.scheme AND smaller.seed = larger.seed
  AND smaller.evalset_digest = larger.evalset_digest AND smaller.protocol = larger.protocol
 LEFT JOIN names ON names.target = joined.partition AND names.space = 'partition' AND names.current
 GROUP BY ALL
-ORDER BY 1, mean_change;
+ORDER BY larger.max_length, larger.dtype, larger.evalset, larger.scheme, mean_change, 3;
 
 -- name: leave_one_out
 -- What the union of all measured partitions loses without each of them (positive: it is missed).
-WITH unions AS (
-    SELECT scores.subject, scores.scheme, scores.seed, evalset, evalset_digest, protocol, bits_per_byte,
-           list_sort(list(mixture_weights.partition)) AS partitions
-    FROM scores
-    JOIN mixtures ON mixtures.subject = scores.subject AND mixtures.scheme = scores.scheme
-    JOIN mixture_weights ON mixture_weights.mixture = mixtures.digest
-    WHERE kind = 'mixture'
-    GROUP BY ALL
-    HAVING min(numerator * 1.0 / denominator) = max(numerator * 1.0 / denominator) AND max(unit) = 0
-), full_union AS (
-    SELECT * FROM unions
+WITH full_union AS (
+    SELECT * FROM uniform_unions
     QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, scheme, seed ORDER BY len(partitions) DESC, subject) = 1
-), taken AS (
-    SELECT *, unnest(partitions) AS partition FROM full_union
 )
-SELECT taken.evalset, coalesce(names.name, left(taken.partition, 12)) AS left_out,
-       taken.bits_per_byte AS with_it, without.bits_per_byte AS without_it,
-       without.bits_per_byte - taken.bits_per_byte AS loss_without
-FROM taken
-JOIN unions AS without ON without.partitions = list_filter(taken.partitions, lambda p: p <> taken.partition)
- AND without.scheme = taken.scheme AND without.seed = taken.seed
- AND without.evalset_digest = taken.evalset_digest AND without.protocol = taken.protocol
+SELECT full_union.evalset, full_union.scheme, coalesce(names.name, left(taken.partition, 12)) AS left_out,
+       full_union.bits_per_byte AS with_it, without.bits_per_byte AS without_it,
+       without.bits_per_byte - full_union.bits_per_byte AS loss_without,
+       full_union.max_length, full_union.dtype
+FROM full_union
+CROSS JOIN unnest(full_union.partitions) AS taken(partition)
+JOIN uniform_unions AS without ON without.partitions = list_filter(full_union.partitions, lambda p: p <> taken.partition)
+ AND without.scheme = full_union.scheme AND without.seed = full_union.seed
+ AND without.evalset_digest = full_union.evalset_digest AND without.protocol = full_union.protocol
 LEFT JOIN names ON names.target = taken.partition AND names.space = 'partition' AND names.current
-ORDER BY 1, loss_without DESC;
+ORDER BY full_union.max_length, full_union.dtype, full_union.evalset, full_union.scheme, loss_without DESC, left_out;
 
 -- name: missing
 -- Cells that were never measured: known mixtures without a score on a current evalset.

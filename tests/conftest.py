@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
+import click
 import pools
 import pytest
+from click.testing import CliRunner, Result
 
 from poolreg import Pool
 
@@ -32,3 +37,43 @@ def pool(tiny, tmp_path) -> Iterator[Pool]:
     """A copy of the tiny pool, to be changed at will."""
     with Pool.open(tiny.copy(tmp_path / "pool")) as opened:
         yield opened
+
+
+# -- the command line, loaded as the installed script loads it ----------------------------------
+
+CliRun = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def cli_app() -> click.Group:
+    """The command `poolreg`."""
+    (entry,) = entry_points(group="console_scripts", name="poolreg")
+    loaded: click.Group = entry.load()
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def cli_run(cli_app) -> CliRun:
+    """Run a command line in this process and check its exit code (None: any)."""
+
+    def run(*words: Any, code: int | None = 0, **options: Any) -> Result:
+        environment = {"POOLREG_DEBUG": "1", "POOLREG_POOL": None} | options.pop("env", {})
+        result = CliRunner(env=environment).invoke(
+            cli_app, [str(word) for word in words], prog_name="poolreg", **options
+        )
+        assert code in (None, result.exit_code), (result.output, result.exception)
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli_pool(tiny, tmp_path_factory, cli_run) -> Path:
+    """A copy of the tiny pool with a reference and some answers in it; never change it."""
+    root = tiny.copy(tmp_path_factory.mktemp("cli") / "pool")
+    cli_run(
+        "model", "add", tiny.units["beta", 2], "--reference", "alpha+beta", "--from", "base",
+        "--budget", "same", "--pool", root,
+    )  # fmt: skip
+    cli_run("ask", "alpha+beta", "--pool", root, "--threads", 1)
+    return root

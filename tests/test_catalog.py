@@ -1,0 +1,1154 @@
+import binascii
+import dataclasses
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from poolreg import catalog as module
+from poolreg import records
+from poolreg.canonical import canonical_json, digest_of, sha256
+from poolreg.catalog import Catalog
+from poolreg.errors import Damage, QueryError, StorageError, UnknownFormat
+from poolreg.journal import Journal, Record
+from poolreg.registry import Registry
+from poolreg.schema import statements
+
+
+@pytest.fixture
+def registry(tmp_path):
+    with_pool = Registry.create(tmp_path / "pool")
+    yield with_pool
+    with_pool.close()
+
+
+def digest(label: str) -> str:
+    """A digest that stands for what is labelled so."""
+    return sha256(label.encode())
+
+
+def at(second: int) -> str:
+    return f"2024-01-{1 + second // 86400:02d}T{second // 3600 % 24:02d}:{second // 60 % 60:02d}:{second % 60:02d}.000000Z"
+
+
+def tables(connection) -> dict[str, list]:
+    """All rows of all tables but the one that says how far the journal was read."""
+    rows = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+    return {
+        name: sorted(connection.execute(f"FROM {name}").fetchall(), key=repr)
+        for (name,) in rows
+        if name != "journal_segments"
+    }
+
+
+def published(registry: Registry) -> dict[str, list]:
+    registry.catalog.refresh()
+    with duckdb.connect(registry.root / "catalog.duckdb", read_only=True) as connection:
+        return tables(connection)
+
+
+# -- records of every kind ------------------------------------------------------------------
+
+few = st.sampled_from([digest(letter) for letter in "abc"])
+maybe = st.none() | few
+number = st.integers(0, 2**40)
+seconds = st.integers(0, 86399)
+real = st.floats(0, 1e6)
+
+
+def statement(kind: str, body: dict, second: int) -> Record:
+    return Record(kind, digest_of([kind, body, second]), body, {}, at(second))
+
+
+def unit_bodies(partition: str, count: int) -> list[dict]:
+    return [
+        {"digest": digest_of([partition, n]), "documents": n, "bytes": 10 * n} for n in range(count)
+    ]
+
+
+bodies = {
+    "partition": st.builds(
+        lambda key, content, n, u: (key, {
+            "content": content, "documents": n, "bytes": n, "duplicates": 0,
+            "units": unit_bodies(key, u),
+        }), few, few, number, st.integers(1, 3),
+    ),
+    "evalset": st.builds(
+        lambda key, o, c, n: (key, {"object": o, "content": c, "documents": n, "bytes": n}),
+        few, few, few, number,
+    ),
+    "model": st.builds(
+        lambda key, n, t, tensors: (key, {
+            "model_type": "llama", "parameters": n, "bytes": n, "dtype": "F32", "tokenizer": t,
+            "context_length": 16, "vocab_size": None, "trusted_code": False,
+            "files": [{"role": "weights", "name": "w", "object": key, "bytes": n}],
+            "tensors": [[f"t{i}", "F32", [i, 2], key] for i in range(tensors)],
+        }), few, number, maybe, st.integers(0, 2),
+    ),
+    "run": st.builds(
+        lambda key, m, s, r, n, u: (key, {
+            "model": m, "role": r, "seed": s, "blend": s, "mixture": None, "scheme": None,
+            "budget": None, "how": "trained", "tokens": n, "steps": n, "seconds": 0.5,
+            "final_loss": None, "recipe": {"job": m, "é": [n]} if n % 2 else None,
+            "units": [{"unit": u, "tokens": n, "epochs": 1.5}] * (n % 3),
+        }), few, few, maybe, st.sampled_from(["seed", "unit", "reference"]), number, few,
+    ),
+    "recipe": st.builds(
+        lambda key, m, n: (key, {"components": [[m, i + 1, n + 1] for i in range(n)]}),
+        few, few, st.integers(1, 3),
+    ),
+    "mixture": st.builds(
+        lambda key, p, n: (key, {
+            "mixture": "a+b", "scheme": "micro", "seed": p, "subject": key, "blend": p, "size": n,
+            "unit_tokens": None, "origin": "design", "weights": [[p, 0, 1, n]] * n,
+        }), few, few, st.integers(1, 3),
+    ),
+    "protocol": st.builds(
+        lambda key, t, n: (key, {
+            "max_length": n, "dtype": "float32", "prefix": "bos", "tokenizer": t, "version": 1,
+            "window": "rolling",
+        }), few, few, st.integers(1, 99),
+    ),
+    "evaluation": st.builds(
+        lambda key, s, e, p, x, n: (key, {
+            "subject": s, "evalset": e, "protocol": p, "nll": x, "tokens": n, "bytes": n,
+            "documents": 1, "seconds": x, "device": "cpu", "document_scores": None,
+            "token_scores": s,
+        }), few, few, few, few, real, number,
+    ),
+    "contamination": st.builds(
+        lambda key, e, p, n: (key, {"evalset": e, "partition": p, "documents": n}),
+        few, few, few, number,
+    ),
+}  # fmt: skip
+statements_made = {
+    "name": st.builds(
+        lambda s, n, t, p: {"space": s, "name": n, "target": t, "parent": p},
+        st.sampled_from(["partition", "model", "evalset"]), st.sampled_from(["x", "y"]), few,
+        st.sampled_from([None, "x"]),
+    ),
+    "removal": st.builds(
+        lambda k, t, r: {"kind": k, "target": t, "removed": r},
+        st.sampled_from(["partition", "model", "evalset"]), few, st.booleans(),
+    ),
+    "location": st.builds(
+        lambda p, n, f: {"partition": p, "field": f, "files": [
+            {"path": f"/x{i}", "bytes": n, "sha256": p, "documents": i} for i in range(1 + n % 3)
+        ]}, few, number, st.sampled_from(["text", "body"]),
+    ),
+}  # fmt: skip
+objects = st.dictionaries(few, st.just(77), max_size=2)
+keyed = st.one_of(
+    st.builds(lambda kind, made, o, second: Record(kind, *made, o, at(second)),
+              st.just(kind), made, objects, seconds)
+    for kind, made in bodies.items()
+)  # fmt: skip
+stated = st.one_of(
+    st.builds(statement, st.just(kind), made, seconds) for kind, made in statements_made.items()
+)
+unknown = st.builds(
+    lambda key, o, second: Record("hologram", key, {"new": 1}, o, at(second)), few, objects, seconds
+)
+any_record = keyed | stated | unknown
+
+
+def without_ties(written: list[Record]) -> list[Record]:
+    """Of records with one id and one time, take the first everywhere: writers never tie."""
+    first: dict[tuple, Record] = {}
+    return [first.setdefault((r.kind, r.id, r.at), r) for r in written]
+
+
+def write(journal: Journal, segment: int, record: Record) -> None:
+    with open(journal.folder / f"{segment}.jsonl", "ab") as file:
+        file.write(record.line())
+
+
+def empty_catalog(folder: Path) -> Catalog:
+    for name in ("journal", "locks", "tmp"):
+        (folder / name).mkdir()
+    return Catalog(folder, Journal(folder / "journal"))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(any_record, max_size=25),
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "", "", "index"])), min_size=25),
+    st.sampled_from([1, 2, 50_000]),
+    st.sampled_from([1, 3, 50_000]),
+)
+def test_indexing_in_steps_equals_indexing_at_once(
+    tmp_path_factory, written, steps, batch, other_batch
+):
+    catalog = empty_catalog(tmp_path_factory.mktemp("pool"))
+    with duckdb.connect(":memory:") as in_steps, duckdb.connect(":memory:") as at_once:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_BATCH", batch)
+            catalog._index(in_steps, True)
+            for record, (segment, step) in zip(without_ties(written), steps, strict=False):
+                write(catalog._journal, segment, record)
+                if step:
+                    catalog._index(in_steps, False)
+            catalog._index(in_steps, False)
+            patch.setattr(module, "_BATCH", other_batch)
+            catalog._index(at_once, True)
+        assert tables(in_steps) == tables(at_once)
+
+
+def test_the_strategies_make_records_of_every_kind():
+    assert bodies.keys() | statements_made.keys() == records.KINDS.keys()
+
+
+def test_the_earlier_of_two_records_counts(registry):
+    def evaluation(second, nll, size):
+        body = {
+            "subject": "s", "evalset": "e", "protocol": "p", "nll": nll, "tokens": 1, "bytes": 1,
+            "documents": 1, "seconds": 1.0, "device": "cpu", "document_scores": None,
+            "token_scores": None,
+        }  # fmt: skip
+        return Record("evaluation", "key", body, {digest(f"{nll}"): size}, at(second))
+
+    journal, found = registry.journal, []
+    for segment, record in ((1, evaluation(50, 5.0, 5)), (0, evaluation(70, 7.0, 7)),
+                            (2, evaluation(30, 3.0, 3)), (0, evaluation(30, 3.0, 3))):  # fmt: skip
+        write(journal, segment, record)
+        registry.catalog.refresh()
+        found.append([r["nll"] for r in registry.catalog.select("evaluations", digests=["key"])])
+    assert found == [[5.0], [5.0], [3.0], [3.0]]
+    # What any of them names is named.
+    named = {r["digest"]: (r["bytes"], r["kind"]) for r in registry.catalog.select("objects")}
+    assert named == {digest(f"{n}.0"): (n, "evaluation") for n in (5, 7, 3)}
+
+
+def test_the_latest_name_place_and_removal_count_whichever_is_read_first(registry):
+    a, b = digest("a"), digest("b")
+    body = {"content": a, "documents": 1, "bytes": 1, "duplicates": 0, "units": unit_bodies(a, 1)}
+    facts = {"bytes": 1, "sha256": a, "documents": 1}
+    steps = [
+        Record("partition", a, body, {}, at(0)),
+        statement("name", {"space": "partition", "name": "x", "target": a, "parent": None}, 20),
+        statement("name", {"space": "partition", "name": "x", "target": b, "parent": "p"}, 10),
+        statement("removal", {"kind": "partition", "target": a, "removed": True}, 30),
+        statement("removal", {"kind": "partition", "target": a, "removed": False}, 40),
+        statement("removal", {"kind": "partition", "target": a, "removed": True}, 35),
+        statement("location", {"partition": a, "field": "f", "files": [{"path": "2", **facts}]}, 9),
+        statement("location", {"partition": a, "field": "g", "files": [{"path": "1", **facts}]}, 5),
+    ]
+    states = []
+    for number, record in enumerate(steps):
+        write(registry.journal, number, record)
+        registry.catalog.refresh()
+        names = [row["target"] for row in registry.catalog.select("names", space="partition")]
+        (row,) = registry.catalog.select("partition", digest=a)
+        places = [f["path"] for f in registry.catalog.select("partition_files", partition=a)]
+        states.append((names, row["removed"], places))
+    assert states == [
+        ([], False, []), ([a], False, []), ([a], False, []), ([], True, []), ([a], False, []),
+        ([a], False, []), ([a], False, ["2"]), ([a], False, ["2"]),
+    ]  # fmt: skip
+
+
+# -- the published file ---------------------------------------------------------------------
+
+
+class Counted:
+    """Counts how often the catalog is published, and how often from scratch."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.total = self.scratch = 0
+        publish = Catalog._publish
+
+        def counted(catalog, *, from_scratch):
+            self.total += 1
+            self.scratch += from_scratch
+            publish(catalog, from_scratch=from_scratch)
+
+        monkeypatch.setattr(Catalog, "_publish", counted)
+
+
+def add_names(registry: Registry, *labels: str) -> None:
+    registry.record(*(records.name("model", label, digest(label)) for label in labels))
+
+
+def test_nothing_new_publishes_nothing(registry, monkeypatch):
+    count = Counted(monkeypatch)
+    for label in ("a", "b"):
+        add_names(registry, label)
+        for _ in range(3):
+            assert label in registry.names("model")
+    assert (count.total, count.scratch) == (2, 1)
+    again = Registry.open(registry.root)
+    assert set(again.names("model")) == {"a", "b"}
+    assert count.total == 2
+    again.close()
+
+
+def test_a_torn_end_is_not_indexed_forever(registry, monkeypatch):
+    count = Counted(monkeypatch)
+    add_names(registry, "a")
+    line = records.name("model", "b", digest("b")).line()
+    segment = registry.journal.folder / "torn.jsonl"
+    segment.write_bytes(line[:-5])
+    for _ in range(5):
+        assert set(registry.names("model")) == {"a"}
+    assert (count.total, count.scratch) == (1, 1)
+    segment.write_bytes(line)  # it was not torn, only slow
+    for _ in range(5):
+        assert set(registry.names("model")) == {"a", "b"}
+    assert (count.total, count.scratch) == (2, 1)
+
+
+def test_a_segment_that_shrinks_or_goes_is_taken_back(registry, monkeypatch):
+    add_names(registry, "a")
+    one = records.name("model", "b", digest("b")).line()
+    other = records.name("model", "c", digest("c")).line()
+    segment = registry.journal.folder / "other.jsonl"
+    segment.write_bytes(one + other)
+    assert set(registry.names("model")) == {"a", "b", "c"}
+    count = Counted(monkeypatch)
+    segment.write_bytes(one)
+    assert set(registry.names("model")) == {"a", "b"}
+    segment.unlink()
+    assert set(registry.names("model")) == {"a"}
+    assert (count.total, count.scratch) == (2, 2)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"\0" * 100_000])
+def test_a_lost_or_foreign_file_is_made_again(registry, content):
+    add_names(registry, "a")
+    before = published(registry)
+    registry.close()
+    registry.catalog.path.unlink()
+    if content is not None:
+        registry.catalog.path.write_bytes(content)
+    assert published(registry) == before
+
+
+def test_a_database_of_somebody_else_is_replaced(registry):
+    add_names(registry, "a")
+    before = published(registry)
+    registry.close()
+    registry.catalog.path.unlink()
+    with duckdb.connect(registry.catalog.path) as connection:
+        connection.execute("CREATE TABLE catalog_info (schema_version VARCHAR)")
+    assert published(registry) == before
+
+
+def test_another_schema_version_is_made_again(registry, monkeypatch):
+    add_names(registry, "a")
+    before = published(registry)
+    count = Counted(monkeypatch)
+    for version in (module.SCHEMA_VERSION + 1, module.SCHEMA_VERSION):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", version)
+        found = published(registry)
+        assert found.pop("catalog_info") == [(version,)]
+        assert found == {name: rows for name, rows in before.items() if name != "catalog_info"}
+    assert count.scratch == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_damaged_file_is_made_again(registry, incremental):
+    add_names(registry, *(f"model-{n}" for n in range(20_000)))
+    expected = registry.names("model")
+    assert len(expected) == 20_000
+    registry.close()
+    path = registry.catalog.path
+    whole = path.read_bytes()
+    blocks = range(0, len(whole), max(4096, len(whole) // 12))
+    changes = [(place + 5000, None) for place in blocks] + [(0, 1000), (0, len(whole) // 2)]
+    for number, (place, cut) in enumerate(changes):
+        data = bytearray(whole[:cut])
+        data[min(place, len(data) - 1)] ^= 0x55
+        path.unlink()
+        path.write_bytes(data)
+        if incremental:
+            add_names(registry, f"new-{number}")
+            expected[f"new-{number}"] = digest(f"new-{number}")
+        reopened = Registry.open(registry.root)
+        assert reopened.names("model") == expected
+        assert reopened.catalog.sandbox("SELECT count(*) FROM names").rows == [(len(expected),)]
+        reopened.close()
+
+
+def test_what_a_killed_process_left_is_not_built_upon(registry):
+    add_names(registry, "a")
+    before = published(registry)
+    for incremental in (False, True):
+        if not incremental:
+            registry.close()
+            registry.catalog.path.unlink()
+        # Its pid may be ours: in a container process ids repeat.
+        for name in ("catalog.tmp", "catalog.tmp.wal", f"catalog.{os.getpid()}.tmp.wal"):
+            (registry.root / "tmp" / name).write_bytes(b"junk")
+        assert published(registry) == before
+        add_names(registry, "b")
+        before = published(registry)
+        assert not [p for p in (registry.root / "tmp").glob("catalog.tmp*")]
+
+
+def test_damage_in_the_journal_leaves_the_catalog(registry):
+    add_names(registry, "a")
+    before = registry.catalog.path.read_bytes() if published(registry) else b""
+    data = canonical_json({"v": 99})
+    for line, error in ((b"00000000 {}\n", Damage),
+                        (b"%08x %s\n" % (binascii.crc32(data), data), UnknownFormat)):  # fmt: skip
+        (registry.journal.folder / "bad.jsonl").write_bytes(line)
+        with pytest.raises(error):
+            registry.names("model")
+        assert registry.catalog.path.read_bytes() == before
+        assert not list((registry.root / "tmp").iterdir())
+    (registry.journal.folder / "bad.jsonl").unlink()
+    assert set(registry.names("model")) == {"a"}
+
+
+NAME = {"space": "model", "name": "x", "target": "t", "parent": None}
+EVALSET = {"object": "o", "content": "c", "documents": 1, "bytes": 1}
+PARTITION = {"content": "c", "documents": 1, "bytes": 1, "duplicates": 0, "units": []}
+MODEL = {
+    "model_type": "m", "parameters": 1, "bytes": 1, "dtype": "F32", "tokenizer": None,
+    "context_length": 1, "vocab_size": 1, "trusted_code": False, "files": [], "tensors": [],
+}  # fmt: skip
+UNIT = {"digest": "same", "documents": 1, "bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("name", {}),
+        ("name", {**NAME, "name": 5}),
+        ("name", {**NAME, "name": ["x"]}),
+        ("name", {**NAME, "target": {"a": 1}}),
+        ("evalset", {**EVALSET, "bytes": "many"}),
+        ("evalset", {**EVALSET, "bytes": 2**70}),
+        ("evalset", {**EVALSET, "bytes": 1.5}),
+        ("evalset", {**EVALSET, "documents": [1]}),
+        ("partition", {**PARTITION, "units": 3}),
+        ("partition", {**PARTITION, "units": [None]}),
+        ("partition", {**PARTITION, "units": [UNIT, UNIT]}),
+        ("model", {**MODEL, "tensors": [["a", "F32"]]}),
+        ("model", {**MODEL, "tensors": [["a", "F32", "shape", "x"]]}),
+        ("model", {**MODEL, "tensors": [["a", "F32", ["b"], "x"]]}),
+        ("model", {**MODEL, "tensors": {"a": 1}}),
+        ("model", {**MODEL, "trusted_code": "no"}),
+        ("model", {**MODEL, "context_length": 2**40}),
+        ("recipe", {"components": [["m", 1, 0]]}),
+        ("recipe", {"components": [["m", "1", "2"]]}),
+        ("recipe", {"components": [["m", 10**400, 1]]}),
+        ("removal", {"kind": "model", "target": "t", "removed": "yes"}),
+    ],
+)
+def test_fields_of_the_wrong_type_are_damage(registry, kind, body):
+    registry.record(Record(kind, "id", body, {}))
+    with pytest.raises(Damage) as caught:
+        registry.catalog.refresh()
+    assert caught.value.exit_code == 3
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("when", ["", "yesterday", "2024-13-01T00:00:00.000000Z", "\ud800"])
+def test_a_time_that_is_none_is_damage(registry, when):
+    fields = {"v": 1, "kind": "name", "id": "i", "at": when, "body": NAME, "objects": {}}
+    data = module_json(fields)
+    segment = registry.journal.folder / "x.jsonl"
+    segment.write_bytes(b"%08x %s\n" % (binascii.crc32(data), data))
+    with pytest.raises(Damage):
+        registry.catalog.refresh()
+
+
+def module_json(value) -> bytes:
+    """JSON of somebody else, who escapes what is not ASCII."""
+    import json
+
+    return json.dumps(value).encode()
+
+
+def test_a_size_that_is_none_is_damage(registry):
+    registry.record(Record("evalset", "i", EVALSET, {"ab": "big"}))
+    with pytest.raises(Damage):
+        registry.catalog.refresh()
+
+
+def test_a_full_disk_is_a_storage_error(registry, monkeypatch):
+    add_names(registry, "a")
+    before = published(registry)
+    registry.close()
+    add_names(registry, "b")
+
+    def full(*_):
+        raise duckdb.IOException("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "_index", full)
+        with pytest.raises(StorageError, match="No space left"):
+            registry.catalog.refresh()
+    assert not list((registry.root / "tmp").iterdir())
+    with duckdb.connect(registry.catalog.path, read_only=True) as connection:
+        assert tables(connection) == before
+    assert set(registry.names("model")) == {"a", "b"}
+
+
+# -- several readers and writers ------------------------------------------------------------
+
+
+def test_two_registries_of_one_process_see_each_other(registry):
+    other = Registry.open(registry.root)
+    for number in range(4):
+        writer, reader = (registry, other) if number % 2 else (other, registry)
+        add_names(writer, f"n{number}")
+        assert len(writer.names("model")) == number + 1
+        assert len(reader.names("model")) == number + 1
+        assert reader.catalog.sandbox("SELECT count(*) FROM names").rows == [(number + 1,)]
+    other.close()
+
+
+def test_a_reader_opened_after_a_replacement_sees_it(registry, tmp_path):
+    add_names(registry, "a")
+    assert set(registry.names("model")) == {"a"}  # and keeps its connection open
+    copy = tmp_path / "copy"
+    shutil.copytree(registry.root, copy)
+    other = Registry.open(copy)
+    add_names(other, "b")
+    other.catalog.refresh()
+    other.close()
+    Path(copy / "catalog.duckdb").replace(registry.catalog.path)
+    late = Catalog(registry.root, registry.journal)
+    assert len(late.select("names", space="model")) == 2
+    late.close()
+
+
+def test_a_forked_child_reads_and_writes(registry):
+    add_names(registry, "a")
+    assert set(registry.names("model")) == {"a"}
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            add_names(registry, "b")
+            code = 0 if set(registry.names("model")) == {"a", "b"} else 2
+            registry.close()
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert set(registry.names("model")) == {"a", "b"}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from poolreg import records
+from poolreg.registry import Registry
+registry = Registry.open(Path(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    registry.record(records.name("model", f"{sys.argv[2]}-{number}", "0" * 64))
+    assert f"{sys.argv[2]}-{number}" in registry.names("model")
+registry.close()
+"""
+
+
+def test_processes_that_refresh_at_once_and_a_reader(registry):
+    registry.catalog.refresh()
+    command = [sys.executable, "-c", WRITER, str(registry.root)]
+    writers = [subprocess.Popen([*command, label, "12"]) for label in "ab"]
+    seen = [0]
+    while any(writer.poll() is None for writer in writers):
+        reader = Catalog(registry.root, registry.journal)  # only reads, whatever is going on
+        seen.append(len(reader.select("names", space="model")))
+        seen.append(reader.sandbox("SELECT count(*) FROM names WHERE current").rows[0][0])
+        reader.close()
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert seen == sorted(seen)
+    assert set(registry.names("model")) == {f"{label}-{n}" for label in "ab" for n in range(12)}
+
+
+# -- the schema -----------------------------------------------------------------------------
+
+
+def test_every_table_and_column_has_a_comment(registry):
+    registry.catalog.refresh()
+    for what in (
+        "SELECT table_name FROM duckdb_tables() WHERE coalesce(comment, '') = '' AND database_name = 'pool'",
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal AND coalesce(comment, '') = '' AND database_name = 'pool'",
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE coalesce(comment, '') = '' AND database_name = 'pool'"
+        " AND table_name IN (SELECT table_name FROM duckdb_tables())",
+    ):  # fmt: skip
+        assert registry.catalog.sandbox(what).rows == []
+    count = "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'pool'"
+    assert registry.catalog.sandbox(count).rows[0][0] >= 20
+
+
+def test_the_tables_that_the_design_names_are_there(registry):
+    registry.catalog.refresh()
+    rows = registry.catalog.sandbox(
+        "SELECT table_name FROM duckdb_tables() UNION SELECT view_name FROM duckdb_views()"
+    ).rows
+    assert {name for (name,) in rows} >= {
+        "objects", "partitions", "units", "evalsets", "tokenizers", "models", "model_units",
+        "model_files", "model_tensors", "names", "recipes", "recipe_components", "mixtures",
+        "protocols", "evaluations", "runs", "journal_segments", "scores", "proxy_pairs", "lineage",
+        "ledger",
+    }  # fmt: skip
+
+
+PARAMETERS = {"digests": [digest("ma")], "partitions": [digest("pa")], "subjects": [digest("rab")],
+              "evalsets": [digest("wiki")], "protocols": [digest("P")], "prefix": "a",
+              "space": "model", "job": "j"}  # fmt: skip
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", list(statements("lookups.sql")))
+def test_every_lookup_runs(request, name, full):
+    catalog = request.getfixturevalue("small" if full else "empty").catalog
+    wanted = re.findall(r"\$(\w+)", statements("lookups.sql")[name].sql)
+    rows = catalog.select(name, **{key: PARAMETERS.get(key, digest("ma")) for key in wanted})
+    assert isinstance(rows, list)
+    assert full or name == "speed" or not rows
+    assert statements("lookups.sql")[name].description
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", list(statements("queries.sql")))
+def test_every_query_runs(request, name, full):
+    catalog = request.getfixturevalue("small" if full else "empty").catalog
+    table = catalog.sandbox(statements("queries.sql")[name].sql)
+    assert bool(table.rows) == (full or name == "ledger")
+    assert statements("queries.sql")[name].description
+    assert len(set(table.columns)) == len(table.columns)
+
+
+@pytest.mark.parametrize("file", ["lookups.sql", "queries.sql", "insert.sql", "settle.sql"])
+def test_no_name_stands_twice(file):
+    from poolreg.schema import script
+
+    assert len(statements(file)) == script(file).count("-- name: ")
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory):
+    registry = Registry.create(tmp_path_factory.mktemp("empty") / "pool")
+    registry.catalog.refresh()
+    return registry
+
+
+# -- golden answers on a small pool ---------------------------------------------------------
+#
+# Partitions a (1 unit), b (1 unit), c (2 units); a seed, a model of each unit, and a reference
+# that was really trained on a+b. Bits per byte were chosen so that all answers can be worked out
+# by hand: every evalset has 1000 bytes and 500 tokens.
+
+BITS = {
+    # subject: bits per byte on wiki, on code
+    "base": (5.0, 6.0), "ma": (2.0, 4.0), "mb": (3.0, 3.0), "mc1": (3.5, 3.5),
+    "rc": (4.0, 2.0),  # the average of c's two models
+    "rab": (2.25, 3.25), "rac": (2.5, 2.75), "rac-macro": (2.375, 2.875),
+    "rbc": (3.25, 2.25), "rabc": (2.75, 2.625), "rabc-macro": (2.625, 2.875),
+    "r2ab": (2.125, 3.5), "ref-ab": (2.0, 3.125), "ref-sum": (1.5, 3.0),
+}  # fmt: skip
+MIXTURES = {
+    # label, scheme: subject, weights over partitions, tokens of its units
+    ("a", "micro"): ("ma", {"a": 1}, 100),
+    ("b", "micro"): ("mb", {"b": 1}, 200),
+    ("c", "micro"): ("rc", {"c": 1}, 700),
+    ("a+b", "micro"): ("rab", {"a": 1, "b": 1}, 300),
+    ("a+c", "micro"): ("rac", {"a": 1, "c": 1}, 800),
+    ("a+c", "macro"): ("rac-macro", {"a": 1, "c": 1}, 800),
+    ("b+c", "micro"): ("rbc", {"b": 1, "c": 1}, 900),
+    ("a+b+c", "micro"): ("rabc", {"a": 1, "b": 1, "c": 1}, 1000),
+    ("a+b+c", "macro"): ("rabc-macro", {"a": 1, "b": 1, "c": 1}, 1000),
+    ("2*a+b", "micro"): ("r2ab", {"a": 2, "b": 1}, 300),
+    ("a/1", "micro"): ("ma", {"a/1": 1}, 100),  # another way to say a
+}  # fmt: skip
+UNITS = {"a": 1, "b": 1, "c": 2}
+
+
+def blend(label: str, scheme: str) -> str:
+    # a and a/1 are the same text; the schemes give different weights only beside c.
+    label = {"a/1": "a"}.get(label, label)
+    return digest(f"blend {label} {scheme if label in ('a+c', 'a+b+c') else ''}")
+
+
+def evaluation(subject: str, evalset: str, bits: float, protocol: str = "P") -> Record:
+    body = {
+        "subject": digest(subject), "evalset": digest(evalset), "protocol": digest(protocol),
+        "nll": bits * 1000 * math.log(2), "tokens": 500, "bytes": 1000, "documents": 10,
+        "seconds": 0.5, "device": "cpu", "document_scores": None, "token_scores": None,
+    }  # fmt: skip
+    return records.keyed("evaluation", digest_of([subject, evalset, protocol]), body)
+
+
+def run(model: str, role: str, **fields) -> Record:
+    body = {
+        "model": digest(model), "role": role, "seed": None, "blend": None, "mixture": None,
+        "scheme": None, "budget": None, "how": "trained", "tokens": 100, "steps": 10,
+        "seconds": 2.0, "final_loss": 1.0, "recipe": None, "units": [],
+    }  # fmt: skip
+    return records.fact("run", body | fields)
+
+
+def unit_run(model: str, partition: str, unit: int) -> Record:
+    units = [{"unit": digest(f"{partition}/{unit}"), "tokens": 100, "epochs": 1.0}]
+    return run(model, "unit", seed=digest("base"), units=units)
+
+
+def reference_run(model: str, budget: str) -> Record:
+    return run(
+        model, "reference", seed=digest("base"), blend=blend("a+b", "micro"), mixture="a+b",
+        scheme="micro", budget=budget, tokens=300,
+    )  # fmt: skip
+
+
+def mixture(label: str, scheme: str) -> Record:
+    subject, weights, tokens = MIXTURES[label, scheme]
+    total = sum(weights.values())
+    rows = []
+    for name, weight in weights.items():
+        partition, _, unit = name.partition("/")
+        gcd = math.gcd(weight, total)
+        rows.append([digest(f"p{partition}"), int(unit or 0), weight // gcd, total // gcd])
+    body = {
+        "mixture": label, "scheme": scheme, "seed": digest("base"), "subject": digest(subject),
+        "blend": blend(label, scheme), "size": len(rows), "unit_tokens": tokens,
+        "origin": "design", "weights": rows,
+    }  # fmt: skip
+    return records.keyed("mixture", digest_of([label, scheme, subject]), body)
+
+
+def small_pool(root: Path) -> Registry:
+    registry = Registry.create(root)
+    made = []
+    for name, count in UNITS.items():
+        units = [
+            {"digest": digest(f"{name}/{n}"), "documents": 1, "bytes": 10}
+            for n in range(1, count + 1)
+        ]
+        body = {"content": digest(name), "documents": 1, "bytes": 10, "duplicates": 0}
+        made.append(records.keyed("partition", digest(f"p{name}"), {**body, "units": units}))
+        made.append(records.name("partition", name, digest(f"p{name}")))
+        made.append(records.location(digest(f"p{name}"), [], "text"))
+    for name in ("wiki", "code", "new"):
+        body = {"object": digest(name), "content": digest(name), "documents": 10, "bytes": 1000}
+        made.append(records.keyed("evalset", digest(name), body, {digest(name): 1000}))
+        made.append(records.name("evalset", name, digest(name)))
+    for label in ("base", "ma", "mb", "mc1", "mc2", "ref-ab", "ref-sum"):
+        made.append(records.keyed("model", digest(label), {**MODEL, "tokenizer": "t"}))
+    made += [records.name("model", "base", digest("base")), run("base", "seed", tokens=1000)]
+    made += [unit_run("ma", "a", 1), unit_run("mb", "b", 1)]
+    made += [unit_run("mc1", "c", 1), unit_run("mc2", "c", 2)]
+    made += [reference_run("ref-ab", "same"), reference_run("ref-sum", "sum")]
+    components = [[digest("ma"), 1, 2], [digest("mb"), 1, 2]]
+    made.append(records.keyed("recipe", digest("rab"), {"components": components}))
+    made += [mixture(*key) for key in MIXTURES]
+    for label, length in (("P", 8), ("Q", 16)):
+        body = {
+            "max_length": length, "dtype": "float32", "prefix": "bos", "tokenizer": "t",
+            "version": 1, "window": "rolling",
+        }  # fmt: skip
+        made.append(records.keyed("protocol", digest(label), body))
+    for subject, (wiki, code) in BITS.items():
+        made += [evaluation(subject, "wiki", wiki), evaluation(subject, "code", code)]
+    made += [evaluation(subject, "wiki", 1.0, "Q") for subject in ("ma", "rab")]
+    body = {"evalset": digest("wiki"), "partition": digest("pa"), "documents": 1}
+    made.append(records.keyed("contamination", "x", body))
+    registry.record(*made)
+    registry.catalog.refresh()
+    return registry
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    return small_pool(tmp_path_factory.mktemp("small") / "pool")
+
+
+def ask(registry: Registry, sql: str) -> list[tuple]:
+    """Rows with floats rounded, so that they can be written down."""
+    rows = registry.catalog.sandbox(sql).rows
+    return [tuple(round(v, 9) if isinstance(v, float) else v for v in row) for row in rows]
+
+
+def query(registry: Registry, name: str, *columns: str) -> list[tuple]:
+    table = registry.catalog.sandbox(statements("queries.sql")[name].sql)
+    places = [table.columns.index(column) for column in columns]
+    return [
+        tuple(round(row[i], 9) if isinstance(row[i], float) else row[i] for i in places)
+        for row in table.rows
+    ]
+
+
+def test_scores(small):
+    rows = ask(
+        small,
+        "SELECT label, kind, scheme, size, evalset, bits_per_byte, perplexity, loss, max_length, tokens, bytes"
+        " FROM scores WHERE label IN ('a+b', 'base', 'a', 'c/1') AND evalset = 'wiki' ORDER BY label, max_length",
+    )  # fmt: skip
+    loss = {bits: bits * 2 * math.log(2) for bits in (2.0, 1.0, 2.25, 3.5, 5.0)}
+
+    def row(label, kind, scheme, size, bits, length):
+        ppl = 4.0**bits  # two bytes a token
+        measures = (round(ppl, 9), round(loss[bits], 9))
+        return (label, kind, scheme, size, "wiki", bits, *measures, length, 500, 1000)
+
+    assert rows == [
+        row("a", "mixture", "micro", 1, 2.0, 8),
+        row("a", "mixture", "micro", 1, 1.0, 16),
+        row("a+b", "mixture", "micro", 2, 2.25, 8),
+        row("a+b", "mixture", "micro", 2, 1.0, 16),
+        row("base", "seed", None, None, 5.0, 8),
+        row("c/1", "unit", None, None, 3.5, 8),
+    ]
+
+
+def test_every_evaluation_has_a_score(small):
+    ((count,),) = ask(
+        small, "SELECT count(DISTINCT (subject, evalset_digest, protocol)) FROM scores"
+    )
+    assert count == 2 * len(BITS) + 2
+
+
+def test_labels(small):
+    assert dict(ask(small, "SELECT label, role FROM model_labels")) == {
+        "base": "seed", "a/1": "unit", "b/1": "unit", "c/1": "unit", "c/2": "unit",
+        "a+b [same budget reference]": "reference", "a+b [sum budget reference]": "reference",
+    }  # fmt: skip
+
+
+def test_proxy_pairs(small):
+    rows = ask(
+        small,
+        "SELECT mixture, scheme, evalset, budget, proxy_bits_per_byte, reference_bits_per_byte, reference"
+        " FROM proxy_pairs ORDER BY ALL",
+    )  # fmt: skip
+    same, total = "a+b [same budget reference]", "a+b [sum budget reference]"
+    assert rows == [
+        ("a+b", "micro", "code", "same", 3.25, 3.125, same),
+        ("a+b", "micro", "code", "sum", 3.25, 3.0, total),
+        ("a+b", "micro", "wiki", "same", 2.25, 2.0, same),
+        ("a+b", "micro", "wiki", "sum", 2.25, 1.5, total),
+    ]
+    losses = ask(small, "SELECT proxy_loss, reference_loss, proxy_perplexity, reference_perplexity"
+                        " FROM proxy_pairs WHERE evalset = 'wiki' AND budget = 'same'")  # fmt: skip
+    expected = (2.25 * 2 * math.log(2), 2.0 * 2 * math.log(2), 4.0**2.25, 4.0**2.0)
+    assert losses == [tuple(round(value, 9) for value in expected)]
+
+
+def test_ledger(small):
+    (row,) = small.catalog.sandbox("FROM ledger").dicts()
+    assert row == {
+        "models_trained": 7,
+        "tokens_trained": 1000 + 4 * 100 + 2 * 300,
+        "training_seconds": 7 * 2.0,
+        # All mixtures but a, b (and a/1): those are models; and but a+b: it was really trained.
+        "trainings_avoided": 7,
+        "tokens_avoided": 700 + 800 + 800 + 900 + 1000 + 1000 + 300,
+        "evaluations_memoised": 2 * len(BITS) + 2,
+        "tokens_scored": 500 * (2 * len(BITS) + 2),
+        "scoring_seconds": 0.5 * (2 * len(BITS) + 2),
+    }
+
+
+def test_lineage(small):
+    rows = ask(small, "SELECT child_label, parent_label, relation, weight FROM lineage"
+                      " WHERE child_label IN ('a+b', 'a/1') ORDER BY ALL")  # fmt: skip
+    assert rows == [
+        ("a+b", "a/1", "averages", 0.5),
+        ("a+b", "b/1", "averages", 0.5),
+        ("a/1", "base", "trained from", None),
+    ]
+
+
+def test_marginal(small):
+    found = query(small, "marginal", "evalset", "scheme", "partition", "pairs", "mean_change",
+                  "best_change", "worst_change", "max_length")  # fmt: skip
+    wiki = [row for row in found if row[0] == "wiki" and row[-1] == 8]
+
+    def row(scheme, partition, *changes):
+        mean = round(sum(changes) / len(changes), 9)
+        return ("wiki", scheme, partition, len(changes), mean, min(changes), max(changes), 8)
+
+    # With x joining y: score of x+y less score of y.
+    assert wiki == [
+        row("macro", "a", 2.25 - 3.0, 2.375 - 4.0, 2.625 - 3.25),
+        row("macro", "b", 2.25 - 2.0, 3.25 - 4.0, 2.625 - 2.375),
+        row("macro", "c", 2.375 - 2.0, 3.25 - 3.0, 2.625 - 2.25),
+        row("micro", "a", 2.25 - 3.0, 2.5 - 4.0, 2.75 - 3.25),
+        row("micro", "b", 2.25 - 2.0, 3.25 - 4.0, 2.75 - 2.5),
+        row("micro", "c", 2.5 - 2.0, 3.25 - 3.0, 2.75 - 2.25),
+    ]
+    # Of the other protocol only a and a+b are known: one pair, of b joining a.
+    assert [row for row in found if row[-1] == 16] == [
+        ("wiki", scheme, "b", 1, 0.0, 0.0, 0.0, 16) for scheme in ("macro", "micro")
+    ]
+
+
+def test_leave_one_out(small):
+    found = query(small, "leave_one_out", "evalset", "scheme", "left_out", "with_it", "without_it",
+                  "loss_without", "max_length")  # fmt: skip
+    assert [row for row in found if row[0] == "wiki" and row[-1] == 8] == [
+        ("wiki", "macro", "a", 2.625, 3.25, 0.625, 8),
+        ("wiki", "macro", "b", 2.625, 2.375, -0.25, 8),
+        ("wiki", "macro", "c", 2.625, 2.25, -0.375, 8),
+        ("wiki", "micro", "a", 2.75, 3.25, 0.5, 8),
+        ("wiki", "micro", "b", 2.75, 2.5, -0.25, 8),
+        ("wiki", "micro", "c", 2.75, 2.25, -0.5, 8),
+    ]
+
+
+def test_best_per_size(small):
+    found = query(small, "best_per_size", "evalset", "size", "mixture", "scheme", "bits_per_byte",
+                  "max_length")  # fmt: skip
+    assert [row[:-1] for row in found if row[-1] == 8] == [
+        ("code", 1, "c", "micro", 2.0),
+        ("code", 2, "b+c", "micro", 2.25),
+        ("code", 3, "a+b+c", "micro", 2.625),
+        ("wiki", 1, "a", "micro", 2.0),
+        ("wiki", 2, "2*a+b", "micro", 2.125),
+        ("wiki", 3, "a+b+c", "macro", 2.625),
+    ]
+
+
+def test_best_and_leaderboard(small):
+    found = query(small, "best", "evalset", "mixture", "bits_per_byte", "max_length")
+    assert sorted(found) == [("code", "c", 2.0, 8), ("wiki", "a", 1.0, 16), ("wiki", "a", 2.0, 8)]
+    found = query(small, "leaderboard", "mixture", "scheme", "evalsets", "mean_bits_per_byte",
+                  "geometric_mean_perplexity", "max_length")  # fmt: skip
+    assert found[:4] == [
+        ("a+c", "macro", 2, 2.625, round(4.0**2.625, 9), 8),
+        ("a+c", "micro", 2, 2.625, round(4.0**2.625, 9), 8),
+        ("a+b+c", "micro", 2, 2.6875, round(4.0**2.6875, 9), 8),
+        ("a+b", "micro", 2, 2.75, round(4.0**2.75, 9), 8),
+    ]
+    assert sum(row[-1] == 8 for row in found) == len(MIXTURES)
+
+
+def test_missing(small):
+    found = query(small, "missing", "mixture", "scheme", "evalset")
+    assert found == sorted((label, scheme, "new") for label, scheme in MIXTURES)
+
+
+def test_a_removed_evalset_is_not_missing(tmp_path):
+    registry = small_pool(tmp_path / "pool")
+    registry.remove("evalset", "new")
+    registry.catalog.refresh()
+    assert query(registry, "missing", "mixture") == []
+    registry.close()
+
+
+def test_models_that_were_trained_again_replace_the_old_in_analyses(tmp_path):
+    registry = small_pool(tmp_path / "pool")
+    before = query(registry, "marginal", "partition", "pairs")
+    fields = dict(mixture("b", "micro").body, subject=digest("mb-new"))
+    registry.record(records.keyed("mixture", digest("new"), fields))
+    registry.record(evaluation("mb-new", "wiki", 3.125), evaluation("mb-new", "code", 3.0))
+    registry.catalog.refresh()
+    assert sorted(query(registry, "marginal", "partition", "pairs")) == sorted(before)
+    found = query(registry, "marginal", "evalset", "scheme", "partition", "best_change")
+    assert ("wiki", "micro", "a", min(2.25 - 3.125, 2.5 - 4.0, 2.75 - 3.25)) in found
+    assert ("wiki", "micro", "c", min(2.5 - 2.0, 3.25 - 3.125, 2.75 - 2.25)) in found
+    registry.close()
+
+
+def test_correlation(small):
+    found = query(small, "correlation", "evalset", "budget", "references")
+    assert sorted(found) == [("code", "same", 1), ("code", "sum", 1), ("wiki", "same", 1),
+                             ("wiki", "sum", 1)]  # fmt: skip
+
+
+# -- the sandbox ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def playground(tmp_path_factory):
+    """A pool, a folder with files to be read, and an own home folder."""
+    base = tmp_path_factory.mktemp("playground")
+    (base / "home").mkdir()
+    (base / "f.csv").write_text("a,b\n1,2\n")
+    with duckdb.connect(base / "o.duckdb") as other:
+        other.execute("CREATE TABLE secret AS SELECT 42 AS answer")
+    registry = Registry.create(base / "pool")
+    add_names(registry, "a")
+    registry.catalog.refresh()
+    registry.close()
+    return registry
+
+
+def files_of(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+FORBIDDEN = [
+    "COPY names TO '{base}/out.csv'",
+    "COPY (SELECT 1) TO '{base}/out.parquet'",
+    "COPY (SELECT 1) TO '{pool}'",
+    "COPY (SELECT 1) TO '{pool}' (FORMAT csv, USE_TMP_FILE false)",
+    "COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "explain -- x\n analyze copy (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "SELECT 1; COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
+    "COPY (PIVOT names ON space USING count(*)) TO '{pool}.wal' (FORMAT csv)",
+    "PREPARE p AS COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv); EXECUTE p",
+    "COPY FROM DATABASE pool TO memory",
+    "ATTACH '{base}/o.duckdb'",
+    "ATTACH '{base}/new.duckdb' AS n",
+    "ATTACH '{base}/o.duckdb' (READ_ONLY)",
+    "ATTACH ':memory:' AS m",
+    "USE memory",
+    "USE memory; DETACH pool; ATTACH '{pool}' AS p; CREATE TABLE p.t (a INTEGER)",
+    "DETACH pool",
+    "SELECT * FROM read_text('{base}/f.csv')",
+    "SELECT * FROM read_blob('{base}/f.csv')",
+    "SELECT * FROM read_csv('{base}/f.csv')",
+    "SELECT * FROM read_json('{base}/f.csv')",
+    "SELECT * FROM read_parquet('{base}/f.csv')",
+    "SELECT * FROM sniff_csv('{base}/f.csv')",
+    "SELECT * FROM read_duckdb('{base}/o.duckdb', table_name='secret')",
+    "SELECT * FROM glob('{base}/*')",
+    "SELECT * FROM '{base}/f.csv'",
+    "SELECT * FROM query('FROM read_text(''{base}/f.csv'')')",
+    "SELECT * FROM read_text('https://example.org/')",
+    "INSTALL httpfs",
+    "FORCE INSTALL httpfs FROM 'https://example.org'",
+    "LOAD httpfs",
+    "LOAD '{base}/x.duckdb_extension'",
+    "SET threads = 1",
+    "SET GLOBAL enable_external_access = true",
+    "RESET enable_external_access",
+    "SET lock_configuration = false",
+    "SET VARIABLE a = 1",
+    "EXPORT DATABASE '{base}/out'",
+    "IMPORT DATABASE '{base}/out'",
+    "CREATE TABLE t (a INTEGER)",
+    "CREATE TABLE pool.main.t AS SELECT 1",
+    "CREATE TABLE memory.main.t AS SELECT 1",
+    "CREATE TEMP TABLE t AS SELECT 1",
+    "CREATE VIEW v AS SELECT 1",
+    "CREATE MACRO f(x) AS x",
+    "CREATE PERSISTENT SECRET s (TYPE s3)",
+    "INSERT INTO names (name) VALUES ('x')",
+    "WITH t AS (INSERT INTO names (name) VALUES ('x') RETURNING name) SELECT * FROM t",
+    "UPDATE names SET name = 'x'",
+    "DELETE FROM names",
+    "TRUNCATE names",
+    "DROP TABLE names",
+    "ALTER TABLE names ADD COLUMN x INTEGER",
+    "COMMENT ON TABLE names IS 'x'",
+    "PRAGMA profiling_output = '{base}/p.json'",
+    "PRAGMA enable_profiling = 'json'",
+    "CALL enable_logging('QueryLog', storage = 'file', storage_path = '{base}/logs')",
+    "SELECT * FROM enable_logging('QueryLog', storage = 'file', storage_path = '{base}/logs')",
+    "CHECKPOINT",
+    "FORCE CHECKPOINT",
+    "SELECT * FROM force_checkpoint('pool')",
+    "VACUUM",
+    "ANALYZE",
+    "BEGIN",
+    "SELECT * FROM here",
+    "SELECT * FROM arrow_here",
+    "SELECT getenv('HOME')",
+    "",
+    "   ",
+    ";",
+    "-- nothing",
+    "SELEC 1",
+    "SELECT * FROM nothing",
+    "SELECT 1/0 FROM nothing",
+    "SELECT 'x'::INTEGER",
+    "SELECT ?",
+    "SELECT $x",
+    "SELECT '\0'",
+    "\ud800",
+]
+
+
+def hint_free(base: Path, pool: Path, sql: str) -> str:
+    return sql.replace("{base}", str(base)).replace("{pool}", str(pool))
+
+
+@pytest.mark.parametrize("sql", FORBIDDEN, ids=range(len(FORBIDDEN)))
+def test_what_the_sandbox_refuses(playground, monkeypatch, sql):
+    base = playground.root.parent
+    monkeypatch.chdir(base)
+    monkeypatch.setenv("HOME", str(base / "home"))
+    here = [1, 2, 3]
+    arrow_here = pa.table({"a": here})
+    before = files_of(base)
+    with pytest.raises(QueryError) as caught:
+        playground.catalog.sandbox(hint_free(base, playground.catalog.path, sql))
+    assert caught.value.exit_code == 1
+    assert files_of(base) == before
+    assert arrow_here.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("sql", "count"),
+    [
+        ("SELECT 1", 1), ("FROM names", 1), ("TABLE names", 1), ("VALUES (1), (2)", 2),
+        ("WITH x AS (SELECT 1 AS a) SELECT a FROM x UNION ALL SELECT 2", 2), ("(SELECT 1)", 1),
+        ("DESCRIBE names", 7), ("SUMMARIZE names", 7), ("SHOW TABLES", None),
+        ("EXPLAIN SELECT 1", 1), ("EXPLAIN ANALYZE FROM names", 1), ("explain analyze select 1", 1),
+        ("SELECT 1; SELECT 2 UNION ALL SELECT 3;", 2), ("-- first\nSELECT 1", 1),
+        ("PIVOT names ON space IN ('model') USING count(*)", None),
+        ("SELECT name FROM names WHERE name = 'a'", 1),
+        ("SELECT perplexity(1.0, 1), bits_per_byte(1.0, 1), loss(1.0, 1)", 1),
+    ],
+)  # fmt: skip
+def test_what_it_allows(playground, sql, count):
+    rows = playground.catalog.sandbox(sql).rows
+    assert rows
+    assert count is None or len(rows) == count
+
+
+def test_parameters(playground):
+    table = playground.catalog.sandbox("SELECT ? AS x, ? AS y", parameters=["'; DROP", None])
+    assert table.dicts() == [{"x": "'; DROP", "y": None}]
+    for parameters in ([], [1, 2, 3], [object(), 1]):
+        with pytest.raises(QueryError):
+            playground.catalog.sandbox("SELECT ?, ?", parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t) SELECT count(*) FROM t",
+        "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE (a.range * b.range) % 7 = 3",
+        "SELECT * FROM range(1000000000000)",
+    ],
+)
+def test_an_endless_query_is_stopped(playground, sql):
+    with pytest.raises(QueryError, match=r"longer than 0\.3 seconds"):
+        playground.catalog.sandbox(sql, seconds=0.3)
+    assert playground.catalog.sandbox("SELECT 1").rows == [(1,)]
+
+
+def test_a_query_that_needs_much_memory_is_refused_and_spills_nothing(playground, monkeypatch):
+    base = playground.root.parent
+    monkeypatch.chdir(base)
+    before = files_of(base)
+    sql = "SELECT max(x) FROM (SELECT md5(range::VARCHAR) AS x, row_number() OVER (ORDER BY md5(range::VARCHAR)) FROM range(3000000))"
+    with pytest.raises(QueryError, match="Memory"):
+        playground.catalog.sandbox(sql, memory="40MB")
+    assert files_of(base) == before
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.text(max_size=30) | st.lists(st.sampled_from(
+    "SELECT FROM names WHERE COPY TO 'x' ( ) * , ; EXPLAIN ANALYZE WITH a AS 1 ? $1 -- PIVOT ON".split()
+), max_size=8).map(" ".join))  # fmt: skip
+@example("EXPLAIN")
+@example("EXPLAIN EXPLAIN SELECT 1")
+def test_any_text_is_a_query_or_refused(playground, sql):
+    try:
+        table = playground.catalog.sandbox(sql, seconds=5)
+    except QueryError:
+        return
+    assert dataclasses.is_dataclass(table)
