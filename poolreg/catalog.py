@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import duckdb
@@ -107,17 +107,17 @@ class Catalog:
             for setting in _SANDBOX:
                 connection.execute(setting.format(memory=memory))
             _check_reading(connection, sql)
-            timer = Timer(seconds, connection.interrupt)
-            timer.daemon = True
-            timer.start()
-            try:
-                return _fetch(connection, sql, list(parameters))
-            except duckdb.InterruptException as error:
-                raise QueryError(
-                    f"the query ran longer than {seconds:g} seconds", hint="raise --max-seconds"
-                ) from error
-            finally:
-                timer.cancel()
+            # In a thread of its own: DuckDB looks for Ctrl-C only now and then, a wait always does.
+            with ThreadPoolExecutor(max_workers=1) as worker:
+                result = worker.submit(_fetch, connection, sql, list(parameters))
+                try:
+                    return result.result(timeout=seconds)
+                except TimeoutError as error:
+                    raise QueryError(
+                        f"the query ran longer than {seconds:g} seconds", hint="raise --max-seconds"
+                    ) from error
+                finally:
+                    connection.interrupt()
 
     def _healed(self, query: Callable[[], Table]) -> Table:
         """Run a query; if the file turns out damaged, make it again and run the query once more."""
@@ -161,13 +161,14 @@ class Catalog:
         try:
             self._publish(from_scratch=from_scratch)
         except duckdb.Error as error:
-            if from_scratch:
-                raise StorageError(
-                    f"indexing the catalog: {error}",
-                    hint="check the disk and its free space; the journal holds everything",
-                ) from error
-            # The file to build upon is damaged; it is derived, so it is simply made again.
-            self._publish(from_scratch=True)
+            if not from_scratch:
+                # The file to build upon is damaged; it is derived, so it is simply made again.
+                self._rebuild(from_scratch=True)
+                return
+            raise StorageError(
+                f"indexing the catalog: {error}",
+                hint="check the disk and its free space; the journal holds everything",
+            ) from error
 
     def _publish(self, *, from_scratch: bool) -> None:
         # One name is enough under the lock, and what a killed process left is not built upon.
@@ -269,13 +270,18 @@ class _Loader:
 
         shape = self.connection.table(table).limit(0).to_arrow_table().schema
         text = {pa.timestamp("us"): pa.string()}
-        fields = [(field.name, text.get(field.type, field.type)) for field in shape]
-        known = {name for name, _ in fields} & found[0].keys()
-        fields_in = pa.schema([(name, kind) for name, kind in fields if name in known])
+        fields = [
+            (field.name, text.get(field.type, field.type))
+            for field in shape
+            if field.name in found[0]
+        ]
+        whole = [name for name, kind in fields if pa.types.is_integer(kind)]
         special = statements("insert.sql").get(table)
         sql = special.sql if special else f"INSERT INTO {table} BY NAME FROM batch"
         try:
-            self.connection.register("batch", pa.Table.from_pylist(found, schema=fields_in))
+            if any(type(row[name]) is float for row in found for name in whole):
+                raise OverflowError("a fraction where a whole number belongs")  # Arrow would cut it
+            self.connection.register("batch", pa.Table.from_pylist(found, schema=pa.schema(fields)))
             self.connection.execute(sql)
         except (
             pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError,
@@ -309,6 +315,10 @@ def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     The file access that DuckDB leaves for the attached catalog would let a COPY write its log
     and an ATTACH open it for writing.
     """
+    if "\0" in sql or any("\ud800" <= letter <= "\udfff" for letter in sql):
+        raise QueryError(
+            "the query is not plain text", hint="remove NUL bytes and broken characters"
+        )
     kinds = duckdb.StatementType
     try:
         found = connection.extract_statements(sql)

@@ -91,7 +91,7 @@ def rows(record: Record) -> Iterator[tuple[str, Row]]:
     """
     try:
         yield from _ROWS[record.kind](record.id, record.body, record.at.rstrip("Z"))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise Damage(
             f"a {record.kind} record lacks or mistypes a field: {error}",
             hint="the segment was written by something else than poolreg; remove it from journal/",

@@ -28,37 +28,40 @@ ORDER BY evalset, size;
 
 -- name: marginal
 -- Marginal contribution of each partition: mean change of bits per byte when it joins a uniform union (negative is better).
-SELECT larger.evalset, larger.scheme, coalesce(names.name, left(joined.partition, 12)) AS partition,
-       count(*) AS pairs, avg(larger.bits_per_byte - smaller.bits_per_byte) AS mean_change,
-       min(larger.bits_per_byte - smaller.bits_per_byte) AS best_change,
-       max(larger.bits_per_byte - smaller.bits_per_byte) AS worst_change,
-       larger.max_length, larger.dtype
-FROM uniform_unions AS larger
-CROSS JOIN unnest(larger.partitions) AS joined(partition)
-JOIN uniform_unions AS smaller ON smaller.partitions = list_filter(larger.partitions, lambda p: p <> joined.partition)
- AND smaller.scheme = larger.scheme AND smaller.seed = larger.seed
- AND smaller.evalset_digest = larger.evalset_digest AND smaller.protocol = larger.protocol
-LEFT JOIN names ON names.target = joined.partition AND names.space = 'partition' AND names.current
+WITH joining AS (
+    SELECT *, unnest(members) AS joined FROM unions
+)
+SELECT joining.evalset, joining.scheme, coalesce(names.name, left(joined, 12)) AS partition,
+       count(*) AS pairs, avg(joining.bits_per_byte - others.bits_per_byte) AS mean_change,
+       min(joining.bits_per_byte - others.bits_per_byte) AS best_change,
+       max(joining.bits_per_byte - others.bits_per_byte) AS worst_change,
+       joining.max_length, joining.dtype
+FROM joining
+JOIN unions AS others
+  ON others.members = list_filter(joining.members, lambda member: member <> joined)
+ AND others.scheme = joining.scheme AND others.seed = joining.seed
+ AND others.evalset_digest = joining.evalset_digest AND others.protocol = joining.protocol
+LEFT JOIN names ON names.target = joined AND names.space = 'partition' AND names.current
 GROUP BY ALL
-ORDER BY larger.max_length, larger.dtype, larger.evalset, larger.scheme, mean_change, 3;
+ORDER BY joining.max_length, joining.dtype, joining.evalset, joining.scheme, mean_change;
 
 -- name: leave_one_out
--- What the union of all measured partitions loses without each of them (positive: it is missed).
-WITH full_union AS (
-    SELECT * FROM uniform_unions
-    QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, scheme, seed ORDER BY len(partitions) DESC, subject) = 1
+-- What the largest measured union loses without each of its partitions (positive: it is missed).
+WITH largest AS (
+    SELECT *, unnest(members) AS taken FROM unions
+    QUALIFY dense_rank() OVER (PARTITION BY evalset_digest, protocol, scheme, seed ORDER BY len(members) DESC, members) = 1
 )
-SELECT full_union.evalset, full_union.scheme, coalesce(names.name, left(taken.partition, 12)) AS left_out,
-       full_union.bits_per_byte AS with_it, without.bits_per_byte AS without_it,
-       without.bits_per_byte - full_union.bits_per_byte AS loss_without,
-       full_union.max_length, full_union.dtype
-FROM full_union
-CROSS JOIN unnest(full_union.partitions) AS taken(partition)
-JOIN uniform_unions AS without ON without.partitions = list_filter(full_union.partitions, lambda p: p <> taken.partition)
- AND without.scheme = full_union.scheme AND without.seed = full_union.seed
- AND without.evalset_digest = full_union.evalset_digest AND without.protocol = full_union.protocol
-LEFT JOIN names ON names.target = taken.partition AND names.space = 'partition' AND names.current
-ORDER BY full_union.max_length, full_union.dtype, full_union.evalset, full_union.scheme, loss_without DESC, left_out;
+SELECT largest.evalset, largest.scheme, coalesce(names.name, left(taken, 12)) AS left_out,
+       largest.bits_per_byte AS with_it, others.bits_per_byte AS without_it,
+       others.bits_per_byte - largest.bits_per_byte AS loss_without,
+       largest.max_length, largest.dtype
+FROM largest
+JOIN unions AS others
+  ON others.members = list_filter(largest.members, lambda member: member <> taken)
+ AND others.scheme = largest.scheme AND others.seed = largest.seed
+ AND others.evalset_digest = largest.evalset_digest AND others.protocol = largest.protocol
+LEFT JOIN names ON names.target = taken AND names.space = 'partition' AND names.current
+ORDER BY largest.max_length, largest.dtype, largest.evalset, largest.scheme, loss_without DESC;
 
 -- name: missing
 -- Cells that were never measured: known mixtures without a score on a current evalset.

@@ -86,6 +86,31 @@ QUALIFY row_number() OVER (
     ORDER BY unions.added DESC, unions.digest) = 1;
 COMMENT ON VIEW uniform_unions IS 'Scores of unions of whole partitions with equal weights, once for each scheme that gives the average; the latest if models were trained again';
 
+CREATE VIEW unions AS
+WITH uniform AS (
+    SELECT mixture, list_sort(list(partition)) AS members, min(units) = max(units) AS schemes_coincide
+    FROM mixture_weights
+    JOIN partitions ON partitions.digest = mixture_weights.partition
+    GROUP BY mixture
+    HAVING max(unit) = 0 AND count(DISTINCT (numerator, denominator)) = 1
+), schemes AS (
+    SELECT DISTINCT scheme FROM mixtures
+)
+SELECT mixtures.mixture, schemes.scheme, mixtures.seed, uniform.members,
+       coalesce(evalset_names.name, left(evaluations.evalset, 12)) AS evalset,
+       bits_per_byte(nll, bytes) AS bits_per_byte, protocols.max_length, protocols.dtype,
+       evaluations.protocol, evaluations.evalset AS evalset_digest
+FROM uniform
+JOIN mixtures ON mixtures.digest = uniform.mixture
+JOIN schemes ON schemes.scheme = mixtures.scheme OR schemes_coincide
+JOIN evaluations ON evaluations.subject = mixtures.subject
+JOIN protocols ON protocols.digest = evaluations.protocol
+LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset
+QUALIFY row_number() OVER (
+    PARTITION BY uniform.members, schemes.scheme, mixtures.seed, evaluations.evalset, evaluations.protocol
+    ORDER BY mixtures.added DESC, mixtures.digest) = 1;
+COMMENT ON VIEW unions IS 'Scores of uniform unions of whole partitions, with their partitions as a sorted list of digests; where micro and macro coincide a row stands under both, and models trained again replace the old';
+
 CREATE VIEW proxy_pairs AS
 SELECT proxy.label AS mixture, proxy.scheme, proxy.size, proxy.origin, proxy.evalset, runs.budget,
        model_labels.label AS reference,

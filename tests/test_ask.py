@@ -228,8 +228,14 @@ def test_wrong_questions_change_nothing(text, options, kind, code, pool):
 def test_several_seeds_must_be_told_apart(tiny, pool, tmp_path):
     second = unit_folder(tmp_path / "second", tiny.seed, 70)
     pool.add_model(second, name="second", role="seed")
-    folder = unit_folder(tmp_path / "u", second, 71)
-    pool.add_model(folder, role="unit", partition="alpha", seed="second")
+
+    def add(number: int, partition: str, unit: int) -> str:
+        folder = unit_folder(tmp_path / f"u{number}", second, number)
+        return pool.add_model(
+            folder, role="unit", partition=partition, unit=unit, seed="second"
+        ).digest
+
+    made = add(71, "alpha", 1)
     with pytest.raises(UsageError, match="several seed models"):
         pool.ask("alpha", ["alpha"])
     (one,), (two,) = (pool.ask("alpha", ["alpha"], seed=name) for name in ("base", "second"))
@@ -237,6 +243,13 @@ def test_several_seeds_must_be_told_apart(tiny, pool, tmp_path):
     assert two.vs_all is None
     (seed,) = pool.evaluate(["second"], ["alpha"])
     assert two.vs_seed == two.bits_per_byte - seed.bits_per_byte
+    # A model stands beside the union of its own seed's models.
+    add(72, "beta", 1)
+    add(73, "beta", 2)
+    pool.remove("partition", "gamma")
+    (model,) = pool.ask(made, ["alpha"])
+    (union,) = pool.evaluate(["all"], ["alpha"], seed="second")
+    assert model.vs_all == model.bits_per_byte - union.bits_per_byte
 
 
 # -- memoised -------------------------------------------------------------------------------

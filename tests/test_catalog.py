@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from poolreg.schema import statements
 
 from poolreg import catalog as module
 from poolreg import records
@@ -21,7 +22,6 @@ from poolreg.catalog import Catalog
 from poolreg.errors import Damage, QueryError, StorageError, UnknownFormat
 from poolreg.journal import Journal, Record
 from poolreg.registry import Registry
-from poolreg.schema import statements
 
 
 @pytest.fixture
@@ -392,7 +392,7 @@ def test_what_a_killed_process_left_is_not_built_upon(registry):
         assert published(registry) == before
         add_names(registry, "b")
         before = published(registry)
-        assert not [p for p in (registry.root / "tmp").glob("catalog.tmp*")]
+        assert not list((registry.root / "tmp").glob("catalog.tmp*"))
 
 
 def test_damage_in_the_journal_leaves_the_catalog(registry):
@@ -598,7 +598,7 @@ def test_the_tables_that_the_design_names_are_there(registry):
     }  # fmt: skip
 
 
-PARAMETERS = {"digests": [digest("ma")], "partitions": [digest("pa")], "subjects": [digest("rab")],
+PARAMETERS = {"digests": [digest("ma")], "partitions": [digest("pa")], "mixtures": [digest("m")],
               "evalsets": [digest("wiki")], "protocols": [digest("P")], "prefix": "a",
               "space": "model", "job": "j"}  # fmt: skip
 
@@ -874,9 +874,10 @@ def test_marginal(small):
 
     # With x joining y: score of x+y less score of y.
     assert wiki == [
-        row("macro", "a", 2.25 - 3.0, 2.375 - 4.0, 2.625 - 3.25),
-        row("macro", "b", 2.25 - 2.0, 3.25 - 4.0, 2.625 - 2.375),
-        row("macro", "c", 2.375 - 2.0, 3.25 - 3.0, 2.625 - 2.25),
+        # b+c is only known as micro, so nothing is said of its macro average.
+        row("macro", "a", 2.25 - 3.0, 2.375 - 4.0),
+        row("macro", "b", 2.25 - 2.0, 2.625 - 2.375),
+        row("macro", "c", 2.375 - 2.0, 2.625 - 2.25),
         row("micro", "a", 2.25 - 3.0, 2.5 - 4.0, 2.75 - 3.25),
         row("micro", "b", 2.25 - 2.0, 3.25 - 4.0, 2.75 - 2.5),
         row("micro", "c", 2.5 - 2.0, 3.25 - 3.0, 2.75 - 2.25),
@@ -891,7 +892,6 @@ def test_leave_one_out(small):
     found = query(small, "leave_one_out", "evalset", "scheme", "left_out", "with_it", "without_it",
                   "loss_without", "max_length")  # fmt: skip
     assert [row for row in found if row[0] == "wiki" and row[-1] == 8] == [
-        ("wiki", "macro", "a", 2.625, 3.25, 0.625, 8),
         ("wiki", "macro", "b", 2.625, 2.375, -0.25, 8),
         ("wiki", "macro", "c", 2.625, 2.25, -0.375, 8),
         ("wiki", "micro", "a", 2.75, 3.25, 0.5, 8),
@@ -1132,7 +1132,7 @@ def test_a_query_that_needs_much_memory_is_refused_and_spills_nothing(playground
     base = playground.root.parent
     monkeypatch.chdir(base)
     before = files_of(base)
-    sql = "SELECT max(x) FROM (SELECT md5(range::VARCHAR) AS x, row_number() OVER (ORDER BY md5(range::VARCHAR)) FROM range(3000000))"
+    sql = "SELECT list(md5(range::VARCHAR)) FROM range(3000000)"
     with pytest.raises(QueryError, match="Memory"):
         playground.catalog.sandbox(sql, memory="40MB")
     assert files_of(base) == before
@@ -1142,7 +1142,7 @@ def test_a_query_that_needs_much_memory_is_refused_and_spills_nothing(playground
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.text(max_size=30) | st.lists(st.sampled_from(
-    "SELECT FROM names WHERE COPY TO 'x' ( ) * , ; EXPLAIN ANALYZE WITH a AS 1 ? $1 -- PIVOT ON".split()
+    ["SELECT", "FROM", "names", "WHERE", "COPY", "TO", "'x'", "(", ")", "*", ",", ";", "EXPLAIN", "ANALYZE", "WITH", "a", "AS", "1", "?", "$1", "--", "PIVOT", "ON"]
 ), max_size=8).map(" ".join))  # fmt: skip
 @example("EXPLAIN")
 @example("EXPLAIN EXPLAIN SELECT 1")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pools
 import pytest
 import torch
 
-from poolreg import Pool, live
+from poolreg import Pool, live, merge_folders
+from poolreg.checkpoint import fingerprint, read_checkpoint
 from poolreg.errors import Incompatible
 from poolreg.evaluate import Settings
 from poolreg.live import LiveModel
@@ -19,8 +22,10 @@ from poolreg.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MIXTURES = ["alpha", "beta", "alpha+beta", "3*alpha+beta/2"]
-MORE = [*MIXTURES, "alpha+2*gamma", "beta+gamma", "all", "3*alpha+beta/2+5*gamma/1"]
+MORE = [
+    "alpha", "beta", "alpha+beta", "3*alpha+beta/2", "alpha+2*gamma", "beta+gamma", "all",
+    "3*alpha+beta/2+5*gamma/1",
+]  # fmt: skip
 
 # family, tied, storage dtype, whether names in memory are those on disk
 KINDS = [
@@ -39,10 +44,6 @@ KINDS = [
 ]
 
 
-def members(pool: Pool) -> list[str]:
-    return sorted({m for text in MIXTURES for m, _ in pool.resolve(text).components})
-
-
 def bits(model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """All weights and buffers that are saved, as bytes."""
     state = model.state_dict()
@@ -52,36 +53,8 @@ def bits(model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     }
 
 
-def opened(pool: Pool, dtype: str = "float32", of: list[str] | None = None) -> LiveModel:
-    return LiveModel(pool.registry, of or members(pool), dtype=dtype, device="cpu")
-
-
-@pytest.fixture
-def made(tmp_path) -> Callable[..., Pool]:
-    """A pool of the given kind, closed with the test."""
-    pools_open = []
-
-    def make(family: str = "llama", **options) -> Pool:
-        tiny = pools.tiny_pool(tmp_path / "made", {"alpha": 1, "beta": 2}, family, **options)
-        pools_open.append(Pool.open(tiny.root))
-        return pools_open[-1]
-
-    yield make
-    for pool in pools_open:
-        pool.close()
-
-
-@pytest.fixture
-def merged(tmp_path) -> Callable[[Pool, str, str], dict]:
-    """The weights of the materialised merge, loaded from its folder."""
-
-    def merge(pool: Pool, text: str, dtype: str) -> dict:
-        out = tmp_path / "merged" / text.replace("*", "x").replace("/", "-")
-        if not out.exists():
-            pool.merge(text, out)
-        return bits(load_model(out, dtype=dtype))
-
-    return merge
+def opened(pool: Pool, of: list[str]) -> LiveModel:
+    return LiveModel(pool.registry, of, dtype="float32", device="cpu")
 
 
 @pytest.fixture
@@ -98,15 +71,85 @@ def disk(monkeypatch) -> list[Path]:
     return seen
 
 
+# -- families, without a pool ---------------------------------------------------------------
+
+
+class Shelf:
+    """Three unit models of one seed in folders; stands where a pool does."""
+
+    def __init__(self, root: Path, family: str, **options) -> None:
+        self.root = root
+        (root / "tmp").mkdir()
+        seed = pools.model_folder(root / "seed", family, **options)
+        self.units = [pools.unit_folder(root / f"u{n}", seed, n) for n in range(3)]
+        self.digests = [fingerprint(read_checkpoint(folder)).digest for folder in self.units]
+        self.folders = dict(zip(self.digests, self.units, strict=True))
+
+    def live(self, dtype: str) -> LiveModel:
+        return LiveModel(self, self.digests, dtype=dtype, device="cpu")
+
+    def weights(self, counts: Sequence[int]) -> list[tuple[str, int]]:
+        return sorted((d, count) for d, count in zip(self.digests, counts, strict=True) if count)
+
+    def merged(self, counts: Sequence[int], dtype: str) -> dict:
+        """The weights of the materialised merge, loaded from its folder."""
+        out = self.root / "-".join(map(str, counts))
+        merge_folders(self.units, out, weights=counts)
+        return bits(load_model(out, dtype=dtype))
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Callable[..., Shelf]:
+    def tensors(shelf, digest):
+        return read_checkpoint(shelf.folders[digest]).tensors
+
+    def folder(shelf, digest):
+        return contextlib.nullcontext(shelf.folders[digest])
+
+    monkeypatch.setattr(live, "stored_tensors", tensors)
+    monkeypatch.setattr(live, "stored_folder", folder)
+    return lambda family, **options: Shelf(tmp_path, family, **options)
+
+
+COUNTS = [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 1, 1), (3, 0, 5), (0, 2, 1)]
+
+
 @pytest.mark.parametrize(("family", "tied", "dtype", "by_name"), KINDS)
-def test_every_family(family, tied, dtype, by_name, made, merged, disk):
-    pool = made(family, tied=tied, dtype=dtype)
-    model = opened(pool)
-    for text in MIXTURES:
-        weights = pool.resolve(text).integer_weights
-        assert bits(model.load(weights)) == merged(pool, text, "float32"), text
-    assert len(disk) == (0 if by_name else len(MIXTURES))
-    assert list((pool.root / "tmp").iterdir()) == []
+def test_every_family(family, tied, dtype, by_name, shelf, disk):
+    made = shelf(family, tied=tied, dtype=dtype)
+    model = made.live("float32")
+    for counts in COUNTS:
+        loaded = bits(model.load(made.weights(counts)))
+        assert loaded == made.merged(counts, "float32"), counts
+    assert len(disk) == (0 if by_name else len(COUNTS))
+    assert list((made.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_narrow_compute_dtype_rounds_as_loading_does(family, dtype, shelf):
+    """First to the storage dtype, then to the compute dtype: two roundings, as from disk."""
+    made = shelf(family)
+    model = made.live(dtype)
+    for counts in COUNTS:
+        assert bits(model.load(made.weights(counts))) == made.merged(counts, dtype), counts
+
+
+def test_gpt2_of_the_hub(shelf, disk):
+    """Its file holds masks and leaves out the prefix, so names differ; the weights are right."""
+    made = shelf("gpt2", tied=True)
+    mask = np.tril(np.ones((1, 1, 16, 16), np.float32))
+    for folder in made.units:
+        arrays = {k.removeprefix("transformer."): v for k, v in pools.arrays_of(folder).items()}
+        arrays |= {f"h.{layer}.attn.bias": ("F32", mask) for layer in range(2)}
+        pools.write_file(folder / "model.safetensors", arrays, {"format": "pt"})
+    model = made.live("float32")
+    loaded = bits(model.load(made.weights((1, 2, 3))))
+    assert disk
+    assert loaded == made.merged((1, 2, 3), "float32")
+
+
+# -- in a pool ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -131,50 +174,40 @@ def test_any_order_and_any_number_of_kept_sums(depth, order, tiny, more, monkeyp
         if order:
             texts = texts * 2
             random.Random(order).shuffle(texts)
-        model = opened(pool, of=sorted({m for weights in subjects.values() for m, _ in weights}))
+        model = opened(pool, sorted({m for weights in subjects.values() for m, _ in weights}))
         assert model._depth == depth
         for text in texts:
             assert bits(model.load(subjects[text])) == more[text], text
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_narrow_compute_dtype_rounds_as_loading_does(family, dtype, made, merged):
-    """First to the storage dtype, then to the compute dtype: two roundings, as from disk."""
-    pool = made(family)
-    model = opened(pool, dtype)
-    for text in MIXTURES:
-        weights = pool.resolve(text).integer_weights
-        assert bits(model.load(weights)) == merged(pool, text, dtype), text
-
-
-def test_a_single_model_keeps_its_zeros(tmp_path, tiny, pool, merged):
+def test_a_single_model_keeps_its_zeros(shelf):
     """A sum that starts from zero would turn -0.0 into 0.0; a copy does not."""
-    folder = pools.unit_folder(tmp_path / "u", tiny.seed, 50)
-    raw = np.array(pools.arrays_of(folder)["model.norm.weight"][1])
+    made = shelf("llama")
+    raw = np.array(pools.arrays_of(made.units[0])["model.norm.weight"][1])
     raw[::2] = -0.0
-    pools.set_tensors(folder, model__norm__weight=("F32", raw))
-    pool.add_model(folder, role="unit", partition="alpha", seed="base")
-    model = opened(pool)
-    for text in ("alpha+beta", "alpha", "beta"):
-        weights = pool.resolve(text).integer_weights
-        assert bits(model.load(weights)) == merged(pool, text, "float32"), text
-    norm = model.load(pool.resolve("alpha").integer_weights).state_dict()["model.norm.weight"]
-    assert torch.signbit(norm[::2]).all()
+    pools.set_tensors(made.units[0], model__norm__weight=("F32", raw))
+    model = made.live("float32")
+    for counts in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 0, 0)):
+        assert bits(model.load(made.weights(counts))) == made.merged(counts, "float32"), counts
+        shutil.rmtree(made.root / "-".join(map(str, counts)))
+    assert torch.signbit(model.model.state_dict()["model.norm.weight"][::2]).all()
 
 
-def test_shards_and_whole_files_together(tmp_path, tiny, pool, merged):
+def test_shards_and_whole_files_together(tmp_path, tiny, pool):
     folder = pools.unit_folder(tmp_path / "u", tiny.seed, 50)
     shards = pools.shard(folder, tmp_path / "shards")
     pool.add_model(shards, role="unit", partition="alpha", seed="base")
     weights = pool.resolve("alpha+beta").integer_weights
-    assert bits(opened(pool).load(weights)) == merged(pool, "alpha+beta", "float32")
+    loaded = bits(opened(pool, [digest for digest, _ in weights]).load(weights))
+    pool.merge("alpha+beta", tmp_path / "merged")
+    assert loaded == bits(load_model(tmp_path / "merged"))
 
 
 def test_the_average_is_the_plain_one(tiny):
     """Against ten lines of float64, not only against the merge on disk."""
     with Pool.open(tiny.root) as pool:
-        model = opened(pool).load(pool.resolve("3*alpha+2*beta/2+4*beta/1").integer_weights)
+        weights = pool.resolve("3*alpha+2*beta/2+4*beta/1").integer_weights
+        model = opened(pool, [digest for digest, _ in weights]).load(weights)
     parents = [pools.arrays_of(tiny.units[p]) for p in (("alpha", 1), ("beta", 2), ("beta", 1))]
     for name, (_, raw) in pools.average(parents, [3, 2, 4]).items():
         assert model.state_dict()[name].numpy().tobytes() == raw.tobytes(), name
@@ -183,7 +216,7 @@ def test_the_average_is_the_plain_one(tiny):
 def test_models_of_two_families_are_refused(tmp_path, tiny, pool):
     other = pool.add_model(pools.model_folder(tmp_path / "o", "gpt2"), name="other")
     with pytest.raises(Incompatible, match="tensor"):
-        opened(pool, of=[pool.resolve("base").digest, other.digest])
+        opened(pool, [pool.resolve("base").digest, other.digest])
 
 
 def test_a_model_moves_between_families_of_one_plan(tmp_path, tiny, pool):
@@ -196,28 +229,6 @@ def test_a_model_moves_between_families_of_one_plan(tmp_path, tiny, pool):
         alone = [again.evaluate(t, ["alpha"], settings=Settings(threads=1))[0] for t in texts]
     assert [row.nll for row in together] == [row.nll for row in alone]
     assert len({row.nll for row in together}) == len(texts)
-
-
-def test_gpt2_of_the_hub(tmp_path, disk, merged):
-    """Its file holds masks and leaves out the prefix, so names differ; the weights are right."""
-    seed = pools.model_folder(tmp_path / "seed", "gpt2", tied=True)
-    arrays = {k.removeprefix("transformer."): v for k, v in pools.arrays_of(seed).items()}
-    mask = np.tril(np.ones((1, 1, 16, 16), np.float32))
-    arrays |= {f"h.{layer}.attn.bias": ("F32", mask) for layer in range(2)}
-    pools.write_file(seed / "model.safetensors", arrays, {"format": "pt"})
-    texts = pools.write_texts(tmp_path / "texts", ["alpha", "beta"])
-    with Pool.create(tmp_path / "pool") as pool:
-        pools.add_data(pool, texts, {"alpha": 1, "beta": 1})
-        pool.add_model(seed, name="base", role="seed")
-        for number, name in enumerate(("alpha", "beta")):
-            folder = pools.unit_folder(tmp_path / name, seed, number)
-            pools.set_tensors(folder, **{f"h__{i}__attn__bias": ("F32", mask) for i in range(2)})
-            pool.add_model(folder, role="unit", partition=name, seed="base")
-        subject = pool.resolve("alpha+beta")
-        model = opened(pool, of=[m for m, _ in subject.components])
-        loaded = bits(model.load(subject.integer_weights))
-        assert disk
-        assert loaded == merged(pool, "alpha+beta", "float32")
 
 
 def test_integer_tensors(tmp_path, tiny, pool, monkeypatch):
@@ -239,7 +250,7 @@ def test_integer_tensors(tmp_path, tiny, pool, monkeypatch):
         folder = pools.unit_folder(tmp_path / str(number), tiny.seed, 50 + number)
         pools.set_tensors(folder, model__steps=("I64", np.array(steps)))
         made.append(pool.add_model(folder).digest)
-    equal = opened(pool, of=made[:2]).load([(made[0], 1), (made[1], 1)]).state_dict()
+    equal = opened(pool, made[:2]).load([(made[0], 1), (made[1], 1)]).state_dict()
     assert equal["model.steps"].tolist() == [7, 8]
     with pytest.raises(Incompatible, match=r"integer tensor 'model\.steps' differs between"):
-        opened(pool, of=made)
+        opened(pool, made)

@@ -239,10 +239,9 @@ def other_tokenizer(folder: Path) -> None:
     tokenizer_folder(folder, ["t h", "th e"])
 
 
-def untied(folder: Path) -> None:
-    # The head that a tied model has not.
-    change_json(folder / "config.json", tie_word_embeddings=False)
-    set_tensors(folder, lm_head__weight=("F32", np.ones((272, 16), np.float32)))
+def tied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    model_folder(folder, tied=True)
 
 
 def code(folder: Path) -> None:
@@ -274,7 +273,7 @@ CASES = [
     (reshaped, Incompatible, r"tensor model\.norm\.weight is F32 \[17\].*but F32 \[16\].*seed"),
     (half, Incompatible, r"tensor model\.norm\.weight is F16 \[16\].*but F32 \[16\]"),
     (extra, Incompatible, r"tensor model\.more\.weight \(F32 \[2\]\) stands in bad but not in"),
-    (untied, Incompatible, r"seed base has tied .* bad has not"),
+    (tied, Incompatible, r"bad has tied .* seed base has not"),
     (theta, Incompatible, r"rope_theta is 5\.0 in bad but 10000"),
     (other_tokenizer, Incompatible, r"tokenizers differ"),
     (code, Refused, r"code.*--trust-code"),
@@ -287,23 +286,17 @@ CASES = [
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"), CASES, ids=[case[0].__name__ for case in CASES]
 )
-def test_a_bad_folder_is_refused_and_nothing_changes(spoil, kind, words, tmp_path):
-    tied = spoil is untied
-    seed = model_folder(tmp_path / "seed", tied=tied)
-    bad = unit_folder(tmp_path / "bad", seed, 3)
-    (tmp_path / "text.txt").write_text("the cat and the hat")
-    with Pool.create(tmp_path / "pool") as pool:
-        pool.add_partition("alpha", [tmp_path / "text.txt"])
-        pool.add_model(seed, name="base", role="seed")
-        before = contents(pool.root)
-        spoil(bad)
-        with pytest.raises(PoolregError) as caught:
-            pool.add_model(bad, name="bad", **UNIT)
-        assert type(caught.value) is kind
-        assert_words(words, caught.value)
-        assert contents(pool.root) == before
-        assert list((pool.root / "tmp").iterdir()) == []
-        assert len(pool.models()) == 1
+def test_a_bad_folder_is_refused_and_nothing_changes(spoil, kind, words, tiny, pool, tmp_path):
+    bad = unit_folder(tmp_path / "bad", tiny.seed, 50)
+    before = contents(pool.root)
+    spoil(bad)
+    with pytest.raises(PoolregError) as caught:
+        pool.add_model(bad, name="bad", **UNIT)
+    assert type(caught.value) is kind
+    assert_words(words, caught.value)
+    assert contents(pool.root) == before
+    assert list((pool.root / "tmp").iterdir()) == []
+    assert len(pool.models()) == 7
 
 
 def assert_words(words: str, error: PoolregError) -> None:

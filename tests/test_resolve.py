@@ -166,6 +166,13 @@ def test_the_blend_is_of_units_not_of_models(tiny, pool, tmp_path):
     assert after.mixture_digest != before.mixture_digest
 
 
+def test_a_blend_is_its_units_and_weights(shown):
+    alpha, beta = (shown.partition(name)["units"] for name in ("alpha", "beta"))
+    rows = [[alpha[0]["digest"], 4, 7], [beta[0]["digest"], 2, 7], [beta[1]["digest"], 1, 7]]
+    subject = shown.resolve("4*alpha+2*beta/1+beta/2")
+    assert subject.blend == digest_of(["blend", 1, sorted(rows)])
+
+
 def test_two_names_of_one_partition_are_one_text(tiny, pool):
     plain = pool.resolve("alpha")
     pool.add_partition("again", [tiny.texts / "alpha.train.jsonl"])
