@@ -90,9 +90,9 @@ class ObjectStore:
 
     def check(self, digest: str) -> None:
         """Hash the object again; raises `NotFound` or `Damage`."""
-        with storage_errors(f"reading object {digest[:12]}"):
-            with open(self.existing(digest), "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+        path = self.existing(digest)
+        with storage_errors(f"reading object {digest[:12]}"), open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             raise _changed(digest)
 

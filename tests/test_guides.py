@@ -1,0 +1,73 @@
+"""The code that README.md and the guides show runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from poolreg import Pool
+from poolreg.records import name
+
+ROOT = Path(__file__).parents[1]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = {"cli.md", "errors.md", "schema.md"}
+RUNNABLE = ("ask", "sweep", "query", "sql", "merge", "partition show", "model show")
+
+
+@pytest.fixture
+def place(tiny, tmp_path, monkeypatch) -> Path:
+    """A working folder with a pool that has the names of the guides, and two model folders."""
+    with Pool.open(tiny.copy(tmp_path / "pool")) as pool:
+        for guide, ours in (("python", "alpha"), ("web", "beta"), ("prose", "gamma")):
+            pool.registry.record(name("partition", guide, pool.registry.names("partition")[ours]))
+        pool.registry.record(name("evalset", "wiki", pool.registry.names("evalset")["gamma"]))
+    for folder, model in (("model-a", ("alpha", 1)), ("model-b", ("beta", 1))):
+        shutil.copytree(tiny.units[model], tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def blocks(kind: str) -> list[str]:
+    return [
+        found
+        for guide in GUIDES
+        for found in re.findall(rf"^```{kind}\n(.*?)^```$", guide.read_text(), re.M | re.S)
+    ]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python(place, code):
+    exec(compile(code, "guide", "exec"), {"__name__": "guide"})
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(tuple(f"poolreg {c}" for c in RUNNABLE))]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command(place, cli_run, line):
+    words = shlex.split(line, comments=True)[1:]
+    cli_run(*words)
+
+
+def test_there_is_something_to_run():
+    assert len(blocks("python")) >= 2
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_links_lead_somewhere(guide):
+    for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text()):
+        if not target.startswith("http"):
+            assert (guide.parent / target).exists(), target
+
+
+def test_every_module_named_in_the_map_of_the_papers_exists():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    for path in re.findall(r"`(tests/\w+\.py)`", text):
+        assert (ROOT / path).is_file(), path
