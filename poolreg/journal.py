@@ -109,11 +109,13 @@ class Journal:
         os.fsync(descriptor)
 
     def segments(self) -> dict[str, int]:
-        """Return the segments and their present sizes in bytes, oldest name first."""
+        """Return the segments that hold anything and their sizes in bytes, oldest name first."""
         sizes = {}
         for path in sorted(self.folder.iterdir()):
-            if SEGMENT.fullmatch(path.name) and path.is_file():
-                sizes[path.name] = path.stat().st_size
+            # An empty one is the trace of an append that was taken back; it must not make the
+            # catalog look stale where a full disk would not let it be brought up to date.
+            if SEGMENT.fullmatch(path.name) and path.is_file() and (size := path.stat().st_size):
+                sizes[path.name] = size
         return sizes
 
     def read(self, segment: str, start: int, stop: int) -> Iterator[tuple[Record, int]]:

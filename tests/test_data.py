@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pools
 import pytest
 
-from poolreg import data
+from poolreg import data, records
 from poolreg.corpus import FileDrift
 from poolreg.data import Overlap
 from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
@@ -24,12 +25,21 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture
-def registry(tmp_path) -> Iterator[Registry]:
-    """An empty pool in `pool`."""
-    made = Registry.create(tmp_path / "pool")
-    yield made
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    """An empty pool with its catalog; only to be copied."""
+    made = Registry.create(tmp_path_factory.mktemp("empty") / "pool")
+    made.catalog.refresh()
     made.close()
+    return made.root
+
+
+@pytest.fixture
+def registry(empty, tmp_path) -> Iterator[Registry]:
+    """An empty pool in `pool`."""
+    opened = Registry.open(Path(shutil.copytree(empty, tmp_path / "pool")))
+    yield opened
+    opened.close()
 
 
 def size(documents: Sequence[str]) -> int:
@@ -75,11 +85,9 @@ def test_the_digest_is_of_the_documents_and_not_of_files(registry, write):
     ]
     other = data.add_partition(registry, "b", elsewhere, field="body")
     assert (other.digest, other.new) == (one.digest, False)
-    for number, changed in enumerate(([*DOCUMENTS[::-1]], DOCUMENTS[:-1], [*DOCUMENTS, "more"])):
-        path = write(f"{number}.jsonl", changed)
-        assert data.add_partition(registry, f"c{number}", [path]).digest != one.digest
+    turned = data.add_partition(registry, "turned", [write("turned.jsonl", DOCUMENTS[::-1])])
     cut = data.add_partition(registry, "cut", [write("a.jsonl")], units=2)
-    assert cut.digest != one.digest
+    assert len({one.digest, turned.digest, cut.digest}) == 3
 
 
 def test_duplicates_are_counted_and_kept(registry, write):
@@ -155,7 +163,7 @@ def test_refused_text_leaves_the_pool_as_it_was(registry, write, tmp_path):
 # -- units ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("units", [1, 2, 3, 7])
+@pytest.mark.parametrize("units", [1, 7])
 def test_units_cover_the_text_in_order(registry, write, units):
     documents = [f"{i} " + "word " * (i % 5) + "\nnext line é" for i in range(40)]
     files = [write("1.jsonl", documents[:15]), write("2.jsonl", documents[15:])]
@@ -171,11 +179,12 @@ def test_units_cover_the_text_in_order(registry, write, units):
     assert all(abs(size(part) - size(documents) / units) <= longest + 2 for part in parts)
 
 
-@pytest.mark.parametrize("units", [0, -1, 10**6])
-def test_units_that_cannot_be_cut_are_refused(registry, write, units):
-    with pytest.raises(UsageError, match="cannot be cut"):
-        data.add_partition(registry, "a", [write("a.jsonl")], units=units)
-    assert registry.names("partition") == {}
+def test_units_that_cannot_be_cut_are_refused(registry, write):
+    before = pools.contents(registry.root)
+    for units in (0, -1, size(DOCUMENTS) + 1):
+        with pytest.raises(UsageError, match="cannot be cut"):
+            data.add_partition(registry, "a", [write("a.jsonl")], units=units)
+    assert pools.contents(registry.root) == before
 
 
 def test_a_line_longer_than_a_unit_is_refused(registry, write):
@@ -183,11 +192,11 @@ def test_a_line_longer_than_a_unit_is_refused(registry, write):
         data.add_partition(registry, "a", [write("a.jsonl", ["x" * 100, "y"])], units=3)
 
 
-@pytest.mark.parametrize("unit", [0, 3, -1])
-def test_there_is_no_such_unit(registry, write, unit):
+def test_there_is_no_such_unit(registry, write):
     added = data.add_partition(registry, "a", [write("a.jsonl")], units=2)
-    with pytest.raises(UsageError, match="no unit"):
-        data.unit_text(registry, added.digest, unit)
+    for unit in (0, 3, -1):
+        with pytest.raises(UsageError, match="no unit"):
+            data.unit_text(registry, added.digest, unit)
 
 
 # -- drift ------------------------------------------------------------------------------------
@@ -299,15 +308,15 @@ def test_only_whole_equal_documents_overlap(registry, write):
 
 
 def test_every_overlap_is_named(registry, write):
-    for name, documents in (("a", DOCUMENTS[:2]), ("b", DOCUMENTS[1:]), ("c", ["none"])):
+    for name, documents in (("a", DOCUMENTS[:2]), ("b", DOCUMENTS[1:])):
         data.add_partition(registry, name, [write(f"{name}.jsonl", documents)])
     found = data.add_evalset(registry, "e", [write("e.jsonl", DOCUMENTS[:2])]).overlaps
     assert set(found) == {Overlap("e", "a", 2), Overlap("e", "b", 1)}
 
 
 def test_adding_twice_states_an_overlap_once(registry, write):
+    data.add_evalset(registry, "e", [write("e.jsonl")])
     for _ in range(2):
-        data.add_evalset(registry, "e", [write("e.jsonl")])
         assert data.add_partition(registry, "a", [write("a.jsonl")]).overlaps
     assert len(contamination(registry)) == 1
 
@@ -324,15 +333,15 @@ def test_an_overlap_with_a_removed_evalset_shows_when_it_returns(registry, write
 # -- parents ----------------------------------------------------------------------------------
 
 
-def add_tree(registry: Registry, write, parents: dict[str, str | None]) -> None:
-    for name, parent in parents.items():
-        path = write(f"{name}.jsonl", [f"text of {name}"])
-        data.add_partition(registry, name, [path], parent=parent)
+def name_tree(registry: Registry, parents: dict[str, str | None]) -> None:
+    registry.record(
+        *(records.name("partition", name, "0" * 64, parent=up) for name, up in parents.items())
+    )
 
 
-def test_groups_are_parents_without_text(registry, write):
-    add_tree(
-        registry, write,
+def test_groups_are_parents_without_text(registry):
+    name_tree(
+        registry,
         {"python": "code", "rust": "code", "prose": None, "async": "python", "web": "prose"},
     )  # fmt: skip
     found = {group: sorted(names) for group, names in data.groups(registry).items()}
@@ -346,19 +355,20 @@ def test_groups_and_all_of_an_empty_pool(registry):
 
 
 def test_a_removed_child_makes_its_parent_a_leaf_again(registry, write):
-    add_tree(registry, write, {"python": None, "async": "python"})
+    data.add_partition(registry, "python", [write("python.jsonl")])
+    data.add_partition(registry, "async", [write("async.jsonl", ["other"])], parent="python")
     assert data.everything(registry) == ["async"]
     registry.remove("partition", "async")
     assert data.everything(registry) == ["python"]
 
 
-def test_a_circle_of_parents_is_a_conflict_and_can_be_undone(registry, write):
-    add_tree(registry, write, {"a": "b", "b": "c"})
+def test_a_circle_of_parents_is_a_conflict_and_can_be_undone(registry):
+    name_tree(registry, {"a": "b", "b": "c"})
     assert data.groups(registry) == {"c": ["a", "b"]}
-    add_tree(registry, write, {"c": "a"})
+    name_tree(registry, {"c": "a"})
     with pytest.raises(Conflict, match="form a circle"):
         data.groups(registry)
-    add_tree(registry, write, {"c": None})
+    name_tree(registry, {"c": None})
     assert data.groups(registry) == {}
     assert data.everything(registry) == ["a"]
 

@@ -161,6 +161,7 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(registry):
     assert writer.wait(DEADLINE) == 0, last.with_suffix(".err").read_text()
     assert len(acknowledged(last)) == 10
     check_all_there(registry, acks + acknowledged(last))
+    registry.close()
     (registry.root / "catalog.duckdb").unlink()
     check_all_there(registry, acks + acknowledged(last))
     assert registry.resolve("evalset", acks[0][0]) == acks[0][1]
@@ -234,10 +235,10 @@ def mount(*words: object) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MiB."""
+    """A file system of 16 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", place)
+    mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", place)
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
@@ -254,7 +255,7 @@ def small_pool(small_disk):
 def add(registry: Registry, name: str, size: int) -> data.Added:
     """Add an evalset of one document that does not compress, of `size` bytes."""
     path = registry.root.parents[1] / f"{name}.txt"
-    path.write_text(random.Random(name).randbytes(size // 2).hex() + "\n")
+    path.write_text(random.Random(name).randbytes(size // 2).hex())
     return data.add_evalset(registry, name, [path])
 
 
@@ -337,7 +338,7 @@ def test_reading_a_read_only_pool(small_pool, small_disk, cli_run):
         assert pool.resolve("evalset", "first") == pool.resolve("evalset", digest[:8]) == digest
         assert len(data.evalset_documents(pool, digest)[0]) == 1000
         assert pool.catalog.sandbox("SELECT digest FROM evalsets").rows == [(digest,)]
-        with pytest.raises(StorageError, match="read-only|Read-only"):
+        with pytest.raises(StorageError, match="Read-only"):
             add(pool, "second", 1000)
         with pytest.raises(StorageError) as caught:
             pool.remove("evalset", "first")
