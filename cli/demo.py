@@ -27,9 +27,9 @@ Examples:
 @click.argument("folder", type=click.Path(path_type=Path), default="poolreg-demo")
 @click.option("--workers", type=click.IntRange(1), help="Processes (default: one a core).")
 def demo(folder: Path, workers: int | None) -> None:
-    """Build a small pool in FOLDER from text that every installation has, and ask it.
+    """Build a small pool from real text in FOLDER and ask it.
 
-    Trains a tokenizer, a seed model, one model per partition and a few references, sweeps all
+    The text is what every installation has. Trains a tokenizer, a seed model, one model per partition and a few references, sweeps all
     mixtures, and prints what it measured. Takes a few minutes; run again, it goes on.
     """
     from poolreg.demo import run_demo

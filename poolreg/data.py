@@ -12,7 +12,7 @@ from pathlib import Path
 
 from poolreg import corpus, records
 from poolreg.canonical import digest_of
-from poolreg.errors import Conflict, Drift, NotFound, UsageError
+from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
 from poolreg.mixture import check_name
 from poolreg.reading import expand_files, read_files
 from poolreg.registry import Registry
@@ -62,10 +62,9 @@ def add_partition(
     `progress` is told UTF-8 bytes read. Raises `Refused` for unreadable text, `Conflict` for a
     taken name, `UsageError` for units that cannot be cut.
     """
+    name = registry.check_free("partition", name, None, replace=True)
     parent = check_name(parent) if parent else None
-    if parent == check_name(name):
-        raise UsageError(f"{name!r} cannot be its own parent")
-    registry.check_free("partition", name, None, replace=True)
+    _refuse_circle(registry, name, parent)
     files = expand_files(paths)
     scan = corpus.scan(files, field=field, progress=progress)
     texts = read_files(files, field=field)
@@ -98,6 +97,21 @@ def add_partition(
     )
 
 
+def _refuse_circle(registry: Registry, name: str, parent: str | None) -> None:
+    rows = registry.select("names", space="partition")
+    parents = {row["name"]: row["parent"] for row in rows}
+    above = parent
+    while above:
+        if above == name:
+            raise UsageError(
+                f"{name!r} cannot be its own parent"
+                if parent == name
+                else f"{parent!r} stands below {name!r}, so it cannot be its parent",
+                hint="choose another --parent",
+            )
+        above = parents.pop(above, None)
+
+
 def _unit(partition: str, number: int, facts: UnitFacts) -> dict[str, object]:
     digest = digest_of({"unit": 1, "partition": partition, "number": number})
     return {"digest": digest, "documents": facts.documents, "bytes": facts.bytes}
@@ -120,9 +134,13 @@ def add_evalset(
     overlaps = _overlaps_of_evalset(registry, digest, scan.digests)
     objects: dict[str, int] = {}
     with registry.writing():
-        data = corpus.encode_documents(read_files(files, field=field))
+        texts = list(read_files(files, field=field))
+        if corpus.document_digests(texts) != scan.digests:
+            raise Refused(
+                "the files changed while they were read", hint="wait until they are written"
+            )
         body = {
-            "object": registry.put(data, objects),
+            "object": registry.put(corpus.encode_documents(texts), objects),
             "content": registry.put(scan.digests, objects),
             "documents": scan.documents,
             "bytes": scan.bytes,
@@ -224,7 +242,10 @@ def groups(registry: Registry) -> dict[str, list[str]]:
         parent, seen = parents[name], {name}
         while parent:
             if parent in seen:
-                raise Conflict(f"the parents of partition {name!r} form a circle")
+                raise Conflict(
+                    f"the parents of partition {name!r} form a circle",
+                    hint="add one of them again with another --parent, or with none",
+                )
             seen.add(parent)
             if parent not in parents:
                 found.setdefault(parent, []).append(name)

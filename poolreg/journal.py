@@ -111,12 +111,13 @@ class Journal:
     def segments(self) -> dict[str, int]:
         """Return the segments that hold anything and their sizes in bytes, oldest name first."""
         sizes = {}
-        for path in sorted(self.folder.iterdir()):
-            # An empty one is the trace of an append that was taken back; it must not make the
-            # catalog look stale where a full disk would not let it be brought up to date.
-            if SEGMENT.fullmatch(path.name) and path.is_file() and (size := path.stat().st_size):
-                sizes[path.name] = size
-        return sizes
+        with storage_errors("reading the journal"):
+            for path in sorted(self.folder.iterdir()):
+                if SEGMENT.fullmatch(path.name) and path.is_file():
+                    sizes[path.name] = path.stat().st_size
+        # An empty one is the trace of an append that was taken back; it must not make the
+        # catalog look stale where a full disk would not let it be brought up to date.
+        return {name: size for name, size in sizes.items() if size}
 
     def read(self, segment: str, start: int, stop: int) -> Iterator[tuple[Record, int]]:
         """Yield each record between two byte offsets, with the offset after it.
@@ -125,7 +126,7 @@ class Journal:
         newer version.
         """
         offset = start
-        with open(self.folder / segment, "rb") as file:
+        with storage_errors("reading the journal"), open(self.folder / segment, "rb") as file:
             file.seek(start)
             while offset < stop:
                 line = file.readline(MAX_LINE)

@@ -33,7 +33,8 @@ from poolreg.mixture import check_name
 from poolreg.objects import ObjectStore
 
 FORMAT = 1
-_FOLDERS = ("objects", "journal", "locks", "tmp")
+_PASSING = ("locks", "tmp")
+_FOLDERS = ("objects", "journal", *_PASSING)
 _SHORTEST_PREFIX = 6
 
 # Partitions and models both stand in expressions, so they share one space of names.
@@ -91,6 +92,9 @@ class Registry:
                 f"the pool {root} has format {version!r}; this poolreg reads format {FORMAT}",
                 hint="install a newer poolreg",
             )
+        with storage_errors(f"opening the pool {root}"):
+            for name in _PASSING:  # a copy of a pool may lack what was empty
+                (root / name).mkdir(exist_ok=True)
         return cls(root)
 
     @classmethod

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from poolreg.errors import PoolregError
 from poolreg.progress import Progress
 
 T = TypeVar("T")
@@ -25,7 +26,8 @@ def run_jobs(
 ) -> Iterator[T]:
     """Yield `call(*job, progress=…)` of each job, in order.
 
-    The first error stops what has not begun, waits for what has, and is raised.
+    The first error stops what has not begun, waits for what has, and is raised. Raises
+    `PoolregError` for a worker that was killed.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -33,25 +35,28 @@ def run_jobs(
             yield call(*job, progress=progress)
         return
     context = multiprocessing.get_context("spawn")
-    channel = context.Queue()
+    channel = context.SimpleQueue()  # what is put there has arrived before the call's result
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(channel,)
     ) as pool:
         futures = [pool.submit(_in_worker, call, job) for job in jobs]
         _watch(futures, channel, progress)
-        for future in futures:
-            yield future.result()
+        try:
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise PoolregError(
+                "a worker process was killed; what had been finished before is kept",
+                hint="if memory ran out, use fewer workers; then run the command again",
+            ) from error
 
 
 def _watch(futures: Sequence[Future[Any]], channel: Any, progress: Progress) -> None:
     waiting = set(futures)
     while waiting:
         finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-        while True:
-            try:
-                kind, value = channel.get_nowait()
-            except queue.Empty:
-                break
+        while not channel.empty():
+            kind, value = channel.get()
             if kind == "advance":
                 progress.advance(value)
             else:

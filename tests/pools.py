@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from poolreg import Pool
-from poolreg.errors import PoolregError
+from poolreg.errors import PoolregError, Refused
 from poolreg.tensors import NUMPY_DTYPES, plan_shards, read_array, read_header, write_file
 
 CONTEXT = 16
@@ -286,3 +290,18 @@ def contents(root: Path) -> dict[str, bytes]:
 def refusal(error: PoolregError) -> str:
     """Return message and hint in one line."""
     return str(error).replace("\n", " | ")
+
+
+# -- for worker processes -------------------------------------------------------------------
+
+
+def root_of(value: int, seconds: float, *, progress: Any) -> tuple[int, int]:
+    """Return the whole square root and the process that found it; refuse, or die of -9."""
+    time.sleep(seconds)
+    progress.advance(1)
+    progress.note(str(value))
+    if value == -9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if value < 0:
+        raise Refused(f"{value} has no root", hint="use a square", value=value)
+    return math.isqrt(value), os.getpid()

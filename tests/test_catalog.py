@@ -178,7 +178,8 @@ def empty_catalog(folder: Path) -> Catalog:
     return Catalog(folder, Journal(folder / "journal"))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(any_record, max_size=25),
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "", "", "index"])), min_size=25),
@@ -357,13 +358,13 @@ def test_another_schema_version_is_made_again(registry, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_damaged_file_is_made_again(registry, incremental):
-    add_names(registry, *(f"model-{n}" for n in range(20_000)))
+    add_names(registry, *(f"model-{n}" for n in range(5_000)))
     expected = registry.names("model")
-    assert len(expected) == 20_000
+    assert len(expected) == 5_000
     registry.close()
     path = registry.catalog.path
     whole = path.read_bytes()
-    blocks = range(0, len(whole), max(4096, len(whole) // 12))
+    blocks = range(0, len(whole), max(4096, len(whole) // 8))
     changes = [(place + 5000, None) for place in blocks] + [(0, 1000), (0, len(whole) // 2)]
     for number, (place, cut) in enumerate(changes):
         data = bytearray(whole[:cut])
@@ -554,6 +555,7 @@ registry.close()
 """
 
 
+@pytest.mark.slow
 def test_processes_that_refresh_at_once_and_a_reader(registry):
     registry.catalog.refresh()
     command = [sys.executable, "-c", WRITER, str(registry.root)]

@@ -52,7 +52,7 @@ def test_every_help_is_short_and_ends_with_examples(cli_app, cli_run):
             line for line in cli_run(*group, "--help").stdout.splitlines()
             if line.startswith(f"  {name} ")
         ]  # fmt: skip
-        assert "..." not in line or name == "demo", line
+        assert "..." not in line, line
 
 
 def test_the_main_help_shows_the_way_in(cli_run):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pools
 import pytest
 
-from poolreg import data, records
+from poolreg import corpus, data, records
 from poolreg.corpus import FileDrift
 from poolreg.data import Overlap
 from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
@@ -278,6 +278,24 @@ def test_an_evalset_is_its_documents_in_order(registry, write):
     assert data.evalset_documents(registry, one.digest) == DOCUMENTS
 
 
+def test_an_evalset_that_changes_while_it_is_read_is_refused(registry, write, monkeypatch):
+    path = write("e.jsonl")
+    scan = corpus.scan
+
+    def scan_and_change(*given, **options):
+        found = scan(*given, **options)
+        write("e.jsonl", [*DOCUMENTS[1:], "another"])
+        return found
+
+    before = pools.contents(registry.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "scan", scan_and_change)
+        with pytest.raises(Refused, match="changed while they were read"):
+            data.add_evalset(registry, "e", [path])
+    assert pools.contents(registry.root) == before
+    assert data.evalset_documents(registry, data.add_evalset(registry, "e", [path]).digest)
+
+
 # -- overlaps ---------------------------------------------------------------------------------
 
 
@@ -377,3 +395,18 @@ def test_no_partition_is_its_own_parent(registry, write):
     with pytest.raises(UsageError, match="its own parent"):
         data.add_partition(registry, "é", [write("a.jsonl")], parent="e\u0301")
     assert registry.names("partition") == {}
+
+
+def test_no_partition_stands_below_itself(registry, write):
+    paths = {name: [write(f"{name}.jsonl", [f"text of {name}"])] for name in "abc"}
+    data.add_partition(registry, "a", paths["a"], parent="b")
+    data.add_partition(registry, "b", paths["b"], parent="c")
+    before = pools.contents(registry.root)
+    with pytest.raises(UsageError, match="'a' stands below 'c'"):
+        data.add_partition(registry, "c", paths["c"], parent="a")
+    with pytest.raises(UsageError, match="'a' stands below 'b'"):
+        data.add_partition(registry, "b", paths["b"], parent="a")
+    assert pools.contents(registry.root) == before
+    data.add_partition(registry, "b", paths["b"])
+    data.add_partition(registry, "c", paths["c"], parent="a")  # now a is above nothing of c
+    assert data.everything(registry) == ["c"]

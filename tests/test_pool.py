@@ -296,6 +296,7 @@ def test_the_public_names():
         poolreg.Pools  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_whole_loop(tmp_path):
     """Data, training, references, a sweep, questions, a merge that comes back as a model."""
     texts = pools.write_texts(tmp_path / "texts", ["alpha", "beta"], lines=30)

@@ -214,6 +214,20 @@ def test_find_does_not_search_upwards_from_a_given_path(here, monkeypatch):
         Registry.find()
 
 
+def test_a_copy_without_the_empty_folders_opens(registry):
+    name_model(registry, "net")
+    registry.close()
+    for name in ("locks", "tmp"):
+        shutil.rmtree(registry.root / name)
+    registry.catalog.path.unlink(missing_ok=True)
+    opened = Registry.open(registry.root)
+    assert opened.resolve("model", "net") == "f" * 64
+    opened.close()
+    shutil.rmtree(registry.root / "journal")  # that is no empty folder: say so
+    with pytest.raises(StorageError, match="reading the journal"):
+        opened.names("model")
+
+
 # -- names ------------------------------------------------------------------------------------
 
 
@@ -314,10 +328,11 @@ def test_an_unknown_name_gets_the_nearest_as_a_hint(registry):
 
 
 def test_an_unknown_hostile_name_is_not_written_to_the_terminal(registry):
-    with pytest.raises(NotFound) as caught:
-        registry.resolve("model", "\x1b[31mred" + "x" * 500)
-    assert "\x1b" not in str(caught.value)
-    assert len(caught.value.message) < 120
+    for name in ("\x1b[31mred", "\x1b" + "x" * 500, "x" * 500):
+        with pytest.raises(NotFound) as caught:
+            registry.resolve("model", name)
+        assert "\x1b" not in str(caught.value)
+        assert len(caught.value.message) < 120
 
 
 HOSTILE = [

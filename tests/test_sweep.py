@@ -282,13 +282,17 @@ from poolreg.evaluate import Settings
 
 torch.set_num_threads(1)
 with Pool.open(sys.argv[1]) as pool:
-    pool.sweep(pool.plan_sweep(settings=Settings(threads=1)))
+    pool.sweep(pool.plan_sweep(on=sys.argv[2:], settings=Settings(threads=1)))
 """
+
+
+ON = ["alpha", "delta", "zeta"]
+ALL = 63 * len(ON)
 
 
 def start(root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SWEEP, str(root)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SWEEP, str(root), *ON], stderr=subprocess.PIPE, text=True
     )
 
 
@@ -312,8 +316,8 @@ def until(
 def uninterrupted(six, tmp_path_factory) -> list[tuple[object, ...]]:
     """The table of one whole sweep, on a copy of the pool."""
     with Pool.open(six.copy(tmp_path_factory.mktemp("whole") / "pool")) as pool:
-        rows = pool.sweep(pool.plan_sweep(settings=Settings(threads=1))).rows
-    assert len(rows) == 63 * 6
+        rows = pool.sweep(pool.plan_sweep(on=ON, settings=Settings(threads=1))).rows
+    assert len(rows) == ALL
     return rows
 
 
@@ -325,23 +329,23 @@ def test_killed_three_times(six, uninterrupted, tmp_path):
     for _ in range(3):
         had = measured(root)
         child = start(root)
-        goal = had + delays.randint(1, 90)
+        goal = had + delays.randint(1, 45)
         until(lambda goal=goal: measured(root) >= goal, child)
         time.sleep(delays.uniform(0, 0.03))
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
         assert child.returncode == -signal.SIGKILL
         counts.append(measured(root))
-        assert goal <= counts[-1] < 63 * 6
+        assert goal <= counts[-1] < ALL
     with Pool.open(root) as pool:
-        planned = pool.plan_sweep(settings=Settings(threads=1))
-        # Each kill lost at most the mixture in flight, whose six rows stand or fall together.
+        planned = pool.plan_sweep(on=ON, settings=Settings(threads=1))
+        # Each kill lost at most the mixture in flight, whose rows stand or fall together.
         assert planned.memoised == counts[-1]
-        assert counts[-1] % 6 == 0
-        assert planned.work.evaluations == 63 * 6 - counts[-1]
+        assert counts[-1] % len(ON) == 0
+        assert planned.work.evaluations == ALL - counts[-1]
         assert pool.sweep(planned).rows == uninterrupted
-        assert pool.plan_sweep().memoised == 63 * 6
-    assert measured(root) == 63 * 6  # nothing was measured twice
+        assert pool.plan_sweep(on=ON).memoised == ALL
+    assert measured(root) == ALL  # nothing was measured twice
 
 
 @pytest.mark.slow
@@ -360,21 +364,21 @@ def test_two_sweeps_and_questions_at_once(six, uninterrupted, tmp_path):
                     asked += 1
                     answered += answer.memoised
             partial = pool.sql("SELECT count(*), count(DISTINCT label) FROM scores").rows
-            assert partial[0][0] <= 63 * 6 + 6
+            assert partial[0][0] <= ALL + len(ON)
     for child in children:
         _, errors = child.communicate()
         assert (child.returncode, errors) == (0, "")
     assert asked >= 6
     assert answered > 0
     with Pool.open(root) as pool:
-        planned = pool.plan_sweep(settings=Settings(threads=1))
+        planned = pool.plan_sweep(on=ON, settings=Settings(threads=1))
         assert planned.work.evaluations == 0
         assert pool.sweep(planned).rows == uninterrupted
         # The catalog holds each evaluation once, though both may have measured it.
         assert pool.sql(
             "SELECT count(*), count(DISTINCT (subject, evalset, protocol)) FROM evaluations"
             " WHERE subject IN (SELECT subject FROM mixtures)"
-        ).rows == [(63 * 6, 63 * 6)]
+        ).rows == [(ALL, ALL)]
         tables = ("evaluations", "mixtures", "recipes", "models", "names", "model_units")
         before = [pool.sql(f"SELECT * FROM {table} ORDER BY ALL").rows for table in tables]
         pool.registry.close()

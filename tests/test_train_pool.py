@@ -486,16 +486,6 @@ def test_two_workers_train_the_same(seeded, ready, tmp_path, recipe):
     assert len(seeded.resolve("all").components) == 4
 
 
-@pytest.mark.slow
-def test_an_error_in_a_worker_is_ours(tmp_path, recipe):
-    texts = pools.write_texts(tmp_path / "texts", list(COUNTS), lines=30)
-    with data_pool(tmp_path / "pool", texts) as pool:
-        pool.train_seed(recipe)
-        (texts / "alpha.train.jsonl").unlink()
-        with pytest.raises(Drift, match=r"alpha\.train\.jsonl is missing\n.*restore"):
-            pool.train_units(recipe, workers=2)
-
-
 def test_a_plan_names_what_it_would_train(seeded, recipe):
     jobs = unit_jobs(seeded.registry, recipe, only=["beta"])
     assert [(job.role, job.label, job.settings.steps) for job in jobs] == [
