@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .output import many, message, size
 
 if TYPE_CHECKING:
-    from poolreg.data import Added
+    from poolreg.text.partitions import Added
 
 
 def say_added(kind: str, added: Added) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .output import Column, count, fixed, many, short, show
 
 if TYPE_CHECKING:
-    from poolreg.ask import Answer
+    from poolreg.evaluation.ask import Answer
 
 _SHARED = "* {label} was trained on {documents} of the {all} of evalset {evalset}"
 

@@ -29,8 +29,9 @@ Examples:
 def demo(folder: Path, workers: int | None) -> None:
     """Build a small pool from real text in FOLDER and ask it.
 
-    The text is what every installation has. Trains a tokenizer, a seed model, one model per partition and a few references, sweeps all
-    mixtures, and prints what it measured. Takes a few minutes; run again, it goes on.
+    The text is what every installation has. Trains a tokenizer, a seed model, one model per
+    partition and a few references, sweeps all mixtures, and prints what it measured. Takes a
+    few minutes; run again, it goes on.
     """
     from poolreg.demo import run_demo
 

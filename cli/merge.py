@@ -61,7 +61,7 @@ def merge(
     """
     with bar() as progress:
         if _are_folders(sources, folder is not None):
-            from poolreg.folders import merge_folders
+            from poolreg.models.folders import merge_folders
 
             merged = merge_folders(
                 sources, out, weights=weights.split(",") if weights else None,

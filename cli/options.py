@@ -74,7 +74,7 @@ def measuring(*flags: str) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         @functools.wraps(command)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            from poolreg.evaluate import Settings
+            from poolreg.evaluation.evaluate import Settings
 
             names = ("max_length", "dtype", "device", "batch_tokens", "threads", "workers")
             settings = Settings(**{name: kwargs.pop(name) for name in names})

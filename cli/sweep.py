@@ -13,9 +13,9 @@ from .output import Column, duration, fixed, many, message, records, show, size
 from .progress import bar
 
 if TYPE_CHECKING:
+    from poolreg.evaluation.sweep import SweepPlan
     from poolreg.mixture import Mixture
     from poolreg.pool import Pool
-    from poolreg.sweep import SweepPlan
 
 
 @click.command(
@@ -89,7 +89,7 @@ def _choose(
     pool: Pool, subsets: bool, sizes: tuple[int, int] | None, file: str | None,
     dirichlet: int | None, concentration: float, draw: int, among: str, limit_mixtures: int | None,
 ) -> list[Mixture]:  # fmt: skip
-    from poolreg.sweep import choose_dirichlet, choose_subsets, read_mixtures
+    from poolreg.evaluation.sweep import choose_dirichlet, choose_subsets, read_mixtures
 
     if [subsets or sizes is not None, file is not None, dirichlet is not None].count(True) != 1:
         raise click.UsageError("choose mixtures with one of --subsets, --file and --dirichlet")

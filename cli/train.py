@@ -27,7 +27,7 @@ from .progress import bar
 
 if TYPE_CHECKING:
     from poolreg.pool import Pool
-    from poolreg.train import Trained
+    from poolreg.training.jobs import Trained
 
 _FROM = seed_option("--from", help="The seed model to start from, if there are several.")
 _BUDGET = click.option(
@@ -63,7 +63,7 @@ def _trains(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(pool: Pool, *args: Any, recipe_file: str | None, form: str, **kw: Any) -> None:
-        from poolreg.recipe import load_recipe
+        from poolreg.training.recipe import load_recipe
 
         recipe = load_recipe(Path(recipe_file)) if recipe_file else None
         with bar() as progress:
@@ -100,7 +100,7 @@ def train() -> None:
 @train.command("recipe", epilog=examples("poolreg train recipe > recipe.toml"))
 def recipe() -> None:
     """Print the default recipe, to start one's own from."""
-    from poolreg.recipe import DEFAULT_RECIPE
+    from poolreg.training.recipe import DEFAULT_RECIPE
 
     click.echo(DEFAULT_RECIPE, nl=False)
 
@@ -194,7 +194,7 @@ def references(
     random: int | None, **options: Any,
 ) -> Sequence[Trained]:  # fmt: skip
     """Train references on mixtures that are named, listed or drawn."""
-    from poolreg.sweep import choose_subsets, read_mixtures
+    from poolreg.evaluation.sweep import choose_subsets, read_mixtures
 
     chosen = list(mixtures)
     if file:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from poolreg.errors import PoolregError
 
 if TYPE_CHECKING:
-    from poolreg.folders import merge_folders
+    from poolreg.models.folders import merge_folders
     from poolreg.pool import Pool
 
 __all__ = ["Pool", "PoolregError", "__version__", "merge_folders"]
 __version__ = "0.1.0"
 
-_LAZY = {"Pool": "poolreg.pool", "merge_folders": "poolreg.folders"}
+_LAZY = {"Pool": "poolreg.pool", "merge_folders": "poolreg.models.folders"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poolreg.ask import Answer
-from poolreg.catalog import Table
-from poolreg.demo_text import DemoText, write_demo_text
 from poolreg.errors import NoPool
-from poolreg.evaluate import Settings
+from poolreg.evaluation.ask import Answer
+from poolreg.evaluation.evaluate import Settings
 from poolreg.pool import Pool
 from poolreg.progress import SILENT, Progress
-from poolreg.recipe import TrainingRecipe, default_recipe
+from poolreg.store.catalog import Table
+from poolreg.text.demo_text import DemoText, write_demo_text
+from poolreg.training.recipe import TrainingRecipe, default_recipe
 
 SEED_NAME = "base"
 

@@ -13,29 +13,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolreg import ask as asking
-from poolreg import data
-from poolreg import describe as describing
-from poolreg import sweep as sweeping
 from poolreg.errors import NotFound
-from poolreg.evaluate import Settings
+from poolreg.evaluation import ask as asking
+from poolreg.evaluation import sweep as sweeping
+from poolreg.evaluation.evaluate import Settings
+from poolreg.models import describe as describing
+from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
-from poolreg.registry import Registry
-from poolreg.resolve import Resolver, Subject
+from poolreg.store.registry import Registry
+from poolreg.text import partitions as data
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from poolreg.ask import Answer
-    from poolreg.catalog import Table
-    from poolreg.data import Added, PartitionCheck
-    from poolreg.diff import TensorDiff
-    from poolreg.folders import Merged
-    from poolreg.models import AddedModel
-    from poolreg.recipe import TrainingRecipe
+    from poolreg.evaluation.ask import Answer
+    from poolreg.evaluation.sweep import SweepPlan
+    from poolreg.models.diff import TensorDiff
+    from poolreg.models.folders import Merged
+    from poolreg.models.stored import AddedModel
     from poolreg.schema import Statement
-    from poolreg.sweep import SweepPlan
-    from poolreg.train import Job, Trained
+    from poolreg.store.catalog import Table
+    from poolreg.text.partitions import Added, PartitionCheck
+    from poolreg.training.jobs import Job, Trained
+    from poolreg.training.recipe import TrainingRecipe
 
 PathLike = str | Path
 
@@ -130,7 +130,7 @@ class Pool:
         return describing.evalset_facts(self.registry, self.registry.resolve("evalset", name))
 
     def describe(self, text: str) -> list[dict[str, Any]]:
-        """Return what a name, digest or expression stands for: see `poolreg.describe`."""
+        """Return what a name, digest or expression stands for: see `poolreg.models.describe`."""
         return describing.describe(self.registry, text)
 
     def remove(self, space: str, name: str) -> str:
@@ -152,8 +152,8 @@ class Pool:
         `mixture` and `seed`: names of what it was trained on and from. `tokens` is how many it
         was trained on, for the ledger.
         """
-        from poolreg.intake import added_run
-        from poolreg.models import add_model
+        from poolreg.models.intake import added_run
+        from poolreg.models.stored import add_model
 
         run = added_run(
             self.registry, role, partition=partition, unit=unit, mixture=mixture, scheme=scheme,
@@ -190,14 +190,14 @@ class Pool:
 
     def export_model(self, name: str, out: PathLike, *, force: bool = False) -> Path:
         """Copy a stored model to a folder, byte for byte."""
-        from poolreg.models import export_model
+        from poolreg.models.stored import export_model
 
         export_model(self.registry, self._model(name), Path(out), force=force)
         return Path(out)
 
     def diff(self, a: str, b: str, *, progress: Progress = SILENT) -> list[TensorDiff]:
         """Return the tensors that differ between two models, with norms."""
-        from poolreg.diff import diff_models
+        from poolreg.models.diff import diff_models
 
         progress.start("comparing", 0, "tensors")
         return diff_models(self.registry, self._model(a), self._model(b), progress=progress.advance)
@@ -218,8 +218,8 @@ class Pool:
         replace: bool = False, **options: Any,
     ) -> Trained:  # fmt: skip
         """Train the common start of all units on text of the mixture `on`."""
-        from poolreg import train
-        from poolreg.recipe import default_recipe
+        from poolreg.training import jobs as train
+        from poolreg.training.recipe import default_recipe
 
         job = train.seed_job(
             self.registry, recipe or default_recipe(), name=name, on=on, replace=replace
@@ -231,8 +231,8 @@ class Pool:
         seed: str | None = None, again: bool = False, **options: Any,
     ) -> list[Trained]:  # fmt: skip
         """Train one model for each base unit (of `only`, as `python` or `python/2`) without one."""
-        from poolreg import train
-        from poolreg.recipe import default_recipe
+        from poolreg.training import jobs as train
+        from poolreg.training.recipe import default_recipe
 
         jobs = train.unit_jobs(
             self.registry, recipe or default_recipe(), seed=seed, only=_listed(only), again=again
@@ -244,8 +244,8 @@ class Pool:
         seed: str | None = None, scheme: str = "micro", budget: str = "same", **options: Any,
     ) -> list[Trained]:  # fmt: skip
         """Train models on mixtures, to validate proxies; `budget` is same or sum."""
-        from poolreg import train
-        from poolreg.recipe import default_recipe
+        from poolreg.training import jobs as train
+        from poolreg.training.recipe import default_recipe
 
         jobs = train.reference_jobs(
             self.registry, recipe or default_recipe(), _listed(mixtures), seed=seed, scheme=scheme,
@@ -257,7 +257,7 @@ class Pool:
         self, jobs: list[Job], *, device: str = "auto", workers: int = 1, threads: int = 1,
         progress: Progress = SILENT,
     ) -> list[Trained]:  # fmt: skip
-        from poolreg.train import train
+        from poolreg.training.jobs import train
 
         return train(
             self.registry, jobs, device=device, workers=workers, threads=threads, progress=progress
@@ -276,9 +276,9 @@ class Pool:
         """Write the exact average of a mixture to a folder that any tool loads.
 
         Options: `dtype`, `max_shard_bytes`, `threads`, `force`, `progress` of
-        `poolreg.folders.merge_subject`.
+        `poolreg.models.folders.merge_subject`.
         """
-        from poolreg.folders import merge_subject
+        from poolreg.models.folders import merge_subject
 
         subject = self.resolve(text, scheme=scheme, seed=seed)
         return merge_subject(self.registry, subject, Path(out), **options)
@@ -288,14 +288,14 @@ class Pool:
     ) -> list[Answer]:
         """Measure models and mixtures on evalsets (all when none is named), memoised.
 
-        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.ask.evaluate`.
+        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.evaluation.ask.evaluate`.
         """
         return asking.evaluate(self.registry, _listed(texts), _listed(on), **options)
 
     def ask(self, texts: Sequence[str], on: Sequence[str] = (), **options: Any) -> list[Answer]:
         """Answer what training on each mixture would give, beside seed, `all` and references.
 
-        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.ask.ask`.
+        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.evaluation.ask.ask`.
         """
         return asking.ask(self.registry, _listed(texts), _listed(on), **options)
 
@@ -322,7 +322,7 @@ class Pool:
     def scores(self, planned: SweepPlan) -> Table:
         """Return the memoised scores of a sweep's mixtures under its protocol, best first."""
         protocols = sorted({p.digest for p in planned.work.protocols.values()})
-        from poolreg.catalog import Table
+        from poolreg.store.catalog import Table
 
         rows = self.registry.select(
             "sweep_scores", mixtures=[subject.mixture_digest for subject in planned.subjects],
@@ -347,8 +347,8 @@ class Pool:
 
     def query(self, name: str) -> Table:
         """Run a named query of `schema/queries.sql`; raises `NotFound`."""
-        from poolreg.registry import unknown_name
         from poolreg.schema import statements
+        from poolreg.store.registry import unknown_name
 
         known = statements("queries.sql")
         if name not in known:

@@ -91,7 +91,7 @@ def _model_files(family: str, tied: bool, dtype: str, seed: int) -> dict[str, by
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from poolreg.loading import quiet_transformers
+    from poolreg.models.loading import quiet_transformers
 
     config = AutoConfig.for_model(
         family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1,

@@ -13,8 +13,8 @@ import pytest
 from pools import contents, refusal, unit_folder
 
 from poolreg import Pool
-from poolreg.ask import Answer
 from poolreg.errors import MixtureError, NotFound, PoolregError, UsageError
+from poolreg.evaluation.ask import Answer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -285,7 +285,7 @@ def test_a_memoised_answer_loads_no_model_library(referenced):
 
 
 def test_answers_are_told_apart_from_numbers_of_other_protocols(pool):
-    from poolreg.evaluate import Settings
+    from poolreg.evaluation.evaluate import Settings
 
     short = pool.ask("alpha", ["alpha"], settings=Settings(max_length=4))
     plain = pool.ask("alpha", ["alpha"])

@@ -18,9 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolreg import hashing
 from poolreg.canonical import digest_of
-from poolreg.checkpoint import (
+from poolreg.errors import Incompatible, NotFound, PoolregError, Refused
+from poolreg.tensors import NUMPY_DTYPES, write_file
+from poolreg.weights import hashing
+from poolreg.weights.checkpoint import (
     Checkpoint,
     Fingerprint,
     canonical_config,
@@ -28,9 +30,7 @@ from poolreg.checkpoint import (
     fingerprint,
     read_checkpoint,
 )
-from poolreg.errors import Incompatible, NotFound, PoolregError, Refused
-from poolreg.hashing import count_not_finite
-from poolreg.tensors import NUMPY_DTYPES, write_file
+from poolreg.weights.hashing import count_not_finite
 
 Models = Callable[..., Path]
 
@@ -650,7 +650,7 @@ def test_checkpoint_travels_to_other_processes(sharded: Path) -> None:
 def test_reading_imports_no_heavy_library(plain: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from poolreg.checkpoint import read_checkpoint, fingerprint\n"
+        "from poolreg.weights.checkpoint import read_checkpoint, fingerprint\n"
         f"fingerprint(read_checkpoint(Path({str(plain)!r})))\n"
         "assert not {'torch', 'transformers', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
     )

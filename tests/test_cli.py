@@ -387,7 +387,7 @@ def test_training_from_nothing_to_an_answer(cli_run, tmp_path, monkeypatch, one_
 
 
 def test_the_printed_recipe_is_the_default_one(cli_run, tmp_path):
-    from poolreg.recipe import default_recipe, load_recipe
+    from poolreg.training.recipe import default_recipe, load_recipe
 
     (tmp_path / "r.toml").write_text(cli_run("train", "recipe").stdout)
     assert load_recipe(tmp_path / "r.toml") == default_recipe()

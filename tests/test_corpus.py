@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from poolreg import reading
 from poolreg.canonical import sha256
-from poolreg.corpus import (
+from poolreg.errors import Drift, NotFound, PoolregError, Refused, StorageError, UsageError
+from poolreg.text import reading
+from poolreg.text.corpus import (
     FileDrift,
     FileFacts,
     check_files,
@@ -27,9 +28,8 @@ from poolreg.corpus import (
     scan,
     shared_documents,
 )
-from poolreg.errors import Drift, NotFound, PoolregError, Refused, StorageError, UsageError
-from poolreg.reading import expand_files, read_documents, read_files
-from poolreg.units import UnitFacts, unit_documents, unit_facts
+from poolreg.text.reading import expand_files, read_documents, read_files
+from poolreg.text.units import UnitFacts, unit_documents, unit_facts
 
 TEXTS = ["first\nsecond\r\nthird", "é 漢 🙂 \u2028 \x85 \x0b end\n", '{"not": "parsed"}', " \n "]
 
@@ -591,7 +591,7 @@ def test_lone_surrogates_are_refused():
 def test_pyarrow_is_imported_for_parquet_only(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(["x"]))
     code = (
-        "import sys; from pathlib import Path; from poolreg.corpus import scan\n"
+        "import sys; from pathlib import Path; from poolreg.text.corpus import scan\n"
         "scan([Path(sys.argv[1])])\n"
         "print([m for m in ('pyarrow', 'numpy', 'torch') if m in sys.modules])"
     )

@@ -11,11 +11,13 @@ from pathlib import Path
 import pools
 import pytest
 
-from poolreg import corpus, data, records
-from poolreg.corpus import FileDrift
-from poolreg.data import Overlap
 from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
-from poolreg.registry import Registry
+from poolreg.store import records
+from poolreg.store.registry import Registry
+from poolreg.text import corpus
+from poolreg.text import partitions as data
+from poolreg.text.corpus import FileDrift
+from poolreg.text.partitions import Overlap
 
 DOCUMENTS = [
     "the first document",

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from poolreg import demo_text
-from poolreg.corpus import read_documents, scan, shared_documents
-from poolreg.demo_text import write_demo_text
 from poolreg.errors import NotFound
+from poolreg.text import demo_text
+from poolreg.text.corpus import read_documents, scan, shared_documents
+from poolreg.text.demo_text import write_demo_text
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_pieces_are_cut_at_line_ends_and_lose_nothing():
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_torch_is_looked_at_but_not_imported(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from poolreg.demo_text import write_demo_text\n"
+        "import sys; from pathlib import Path; from poolreg.text.demo_text import write_demo_text\n"
         "demo = write_demo_text(Path(sys.argv[1]), partition_bytes=5000, evalset_bytes=1000)\n"
         "print('cpp' in demo.partitions, 'torch' in sys.modules, 'numpy' in sys.modules)"
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pools import Arrays, arrays_of, model_folder, set_tensors, shard, unit_folder, values
 
-from poolreg import Pool, diff
+from poolreg import Pool
 from poolreg.errors import NotFound
+from poolreg.models import diff
 
 
 def plain(a: Arrays, b: Arrays, name: str) -> tuple[float, float, float]:

@@ -11,15 +11,16 @@ import pytest
 import torch
 from pools import contents, model_folder, set_tensors, unit_folder, write_texts
 
-from poolreg import Pool, evaluate, live
-from poolreg.ask import Answer
-from poolreg.data import evalset_documents
+from poolreg import Pool
 from poolreg.errors import Incompatible, Refused
-from poolreg.evaluate import Evaluation, Settings, plan
-from poolreg.loading import load_model
-from poolreg.protocol import Protocol
-from poolreg.scoring import score, tokenise
+from poolreg.evaluation import evaluate, live
+from poolreg.evaluation.ask import Answer
+from poolreg.evaluation.evaluate import Evaluation, Settings, plan
+from poolreg.evaluation.protocol import Protocol
+from poolreg.evaluation.scoring import score, tokenise
+from poolreg.models.loading import load_model
 from poolreg.tensors import read_array, read_header
+from poolreg.text.partitions import evalset_documents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from poolreg.canonical import canonical_json
 from poolreg.errors import Incompatible
-from poolreg.family import (
+from poolreg.weights.family import (
     Family,
     canonical_config,
     check_same_family,

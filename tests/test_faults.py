@@ -15,11 +15,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from poolreg import data, records
 from poolreg.canonical import digest_of
 from poolreg.errors import StorageError
-from poolreg.journal import Record
-from poolreg.registry import Registry
+from poolreg.store import records
+from poolreg.store.journal import Record
+from poolreg.store.registry import Registry
+from poolreg.text import partitions as data
 
 DEADLINE = 60.0  # seconds after which a process that should go on is taken for hung
 
@@ -27,9 +28,9 @@ DEADLINE = 60.0  # seconds after which a process that should go on is taken for 
 WRITER = """
 import random, sys
 from pathlib import Path
-from poolreg import records
+from poolreg.store import records
 from poolreg.canonical import digest_of
-from poolreg.registry import Registry
+from poolreg.store.registry import Registry
 
 root, writer, count, draw = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), random.Random(sys.argv[4])
 registry = Registry.open(root)

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from poolreg import Pool, merge_folders
 from poolreg.canonical import digest_of
-from poolreg.checkpoint import fingerprint, read_checkpoint
 from poolreg.errors import (
     Conflict,
     Incompatible,
@@ -35,6 +34,7 @@ from poolreg.errors import (
     Refused,
     UsageError,
 )
+from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolreg import Pool
-from poolreg.records import name
+from poolreg.store.records import name
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolreg import journal as module
 from poolreg.canonical import canonical_json
 from poolreg.errors import Damage, PoolregError, Refused, StorageError, UnknownFormat
-from poolreg.journal import SEGMENT, Journal, Record, now
+from poolreg.store import journal as module
+from poolreg.store.journal import SEGMENT, Journal, Record, now
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
@@ -385,7 +385,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from poolreg.errors import StorageError
-from poolreg.journal import Journal, Record
+from poolreg.store.journal import Journal, Record
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path(sys.argv[1]))
 journal.append([Record("kind", "id1", {"x": "y" * 50}, {})])

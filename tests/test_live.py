@@ -13,12 +13,13 @@ import pools
 import pytest
 import torch
 
-from poolreg import Pool, live, merge_folders
-from poolreg.checkpoint import fingerprint, read_checkpoint
+from poolreg import Pool, merge_folders
 from poolreg.errors import Incompatible
-from poolreg.evaluate import Settings
-from poolreg.live import LiveModel
-from poolreg.loading import load_model
+from poolreg.evaluation import live
+from poolreg.evaluation.evaluate import Settings
+from poolreg.evaluation.live import LiveModel
+from poolreg.models.loading import load_model
+from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

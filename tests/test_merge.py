@@ -23,9 +23,9 @@ from poolreg.errors import (
     StorageError,
     UsageError,
 )
-from poolreg.merge import INDEX_NAME, Parent, check_mergeable, merge_weights
 from poolreg.numerics.average import CHUNK
 from poolreg.tensors import NUMPY_DTYPES, plan_file, read_array, read_header, write_file
+from poolreg.weights.merge import INDEX_NAME, Parent, check_mergeable, merge_weights
 
 Arrays = Mapping[str, tuple[str, np.ndarray]]
 

@@ -23,7 +23,6 @@ from pools import (
 )
 
 from poolreg import Pool
-from poolreg.checkpoint import fingerprint, read_checkpoint
 from poolreg.errors import (
     Conflict,
     Damage,
@@ -34,7 +33,8 @@ from poolreg.errors import (
     Refused,
     UsageError,
 )
-from poolreg.models import new_folder, stored_folder, stored_tensors
+from poolreg.models.stored import new_folder, stored_folder, stored_tensors
+from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -358,7 +358,7 @@ def test_of_another_architecture(tiny, pool, tmp_path):
 
 
 def test_a_model_that_changes_meanwhile_is_refused(tiny, pool, tmp_path, monkeypatch):
-    from poolreg import models
+    from poolreg.models import stored as models
 
     folder = unit_folder(tmp_path / "u", tiny.seed, 50)
     real = models.fingerprint

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolreg import objects as module
 from poolreg.canonical import sha256
 from poolreg.errors import Damage, NotFound, StorageError
-from poolreg.objects import ObjectStore
+from poolreg.store import objects as module
+from poolreg.store.objects import ObjectStore
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_failing_read_is_a_storage_error(store, monkeypatch):
 PUTS = """
 import sys, random
 from pathlib import Path
-from poolreg.objects import ObjectStore
+from poolreg.store.objects import ObjectStore
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 store = ObjectStore(folder / "objects", folder / "tmp")
 numbers = list(range(60))

@@ -14,7 +14,7 @@ from poolreg.schema import statements
 import poolreg
 from poolreg import Pool
 from poolreg.errors import Conflict, NoPool, NotFound, QueryError, UnknownFormat, UsageError
-from poolreg.evaluate import Settings
+from poolreg.evaluation.evaluate import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -306,7 +306,7 @@ def test_the_whole_loop(tmp_path):
         "[tokenizer]\nvocab_size = 300\n[training]\ncontext = 8\nbatch = 2\nsteps = 4\n"
         "[unit]\nsteps = 4\n"
     )
-    from poolreg.recipe import load_recipe
+    from poolreg.training.recipe import load_recipe
 
     recipe = load_recipe(tmp_path / "recipe.toml")
     with Pool.create(tmp_path / "pool") as pool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolreg.errors import ConfigError, PoolregError, Refused, UnknownFormat
-from poolreg.protocol import (
+from poolreg.evaluation.protocol import (
     DTYPES,
     Protocol,
     default_max_length,
@@ -140,7 +140,7 @@ def test_rolling_windows_score_each_token_once_with_all_the_context_they_may_hav
 
 def test_importing_the_protocol_is_cheap():
     heavy = {"torch", "transformers", "tokenizers", "numpy", "pyarrow", "duckdb"}
-    code = "import sys, poolreg.protocol; print('\\n'.join(sys.modules))"
+    code = "import sys, poolreg.evaluation.protocol; print('\\n'.join(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert heavy.isdisjoint(result.stdout.split())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poolreg.canonical import canonical_json
 from poolreg.errors import ConfigError
-from poolreg.recipe import (
+from poolreg.training.recipe import (
     DEFAULT_RECIPE,
     Hyperparameters,
     TrainingRecipe,
@@ -178,6 +178,6 @@ def test_nearest_lists_all_when_nothing_is_near():
 
 
 def test_recipes_need_no_torch():
-    code = "import sys, poolreg.recipe as r; r.default_recipe(); print('torch' in sys.modules)"
+    code = "import sys, poolreg.training.recipe as r; r.default_recipe(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

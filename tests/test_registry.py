@@ -10,8 +10,6 @@ from pathlib import Path
 import pools
 import pytest
 
-from poolreg import data, records
-from poolreg import registry as module
 from poolreg.errors import (
     Conflict,
     NameRefused,
@@ -21,7 +19,10 @@ from poolreg.errors import (
     UnknownFormat,
     UsageError,
 )
-from poolreg.registry import Registry
+from poolreg.store import records
+from poolreg.store import registry as module
+from poolreg.store.registry import Registry
+from poolreg.text import partitions as data
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,12 @@ def test_interrupted_create_is_no_pool_and_can_be_repeated(tmp_path, monkeypatch
     assert sorted(path.name for path in root.iterdir()) == ["journal", "locks", "objects", "tmp"]
     with pytest.raises(NoPool):
         Registry.open(root)
-    (root / "tmp" / "FORMAT.left").write_text("half")
+    with monkeypatch.context() as killed:  # with FORMAT written but not yet in its place
+        killed.setattr(Path, "replace", full)
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(StorageError):
+            Registry.create(root)
+    assert [path.read_bytes()[:12] for path in (root / "tmp").iterdir()] == [b'{"format":1,']
     Registry.create(root).close()
     Registry.open(root).close()
 

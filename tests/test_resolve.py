@@ -23,9 +23,9 @@ from pools import (
 
 from poolreg import Pool
 from poolreg.canonical import digest_of
-from poolreg.checkpoint import fingerprint, read_checkpoint
 from poolreg.errors import MixtureError, NotFound, UsageError
-from poolreg.resolve import Resolver
+from poolreg.models.resolve import Resolver
+from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 COUNTS = {"alpha": 1, "beta": 2, "gamma": 3}
 

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.utils import logging as transformers_logging
 
 from poolreg.errors import ConfigError, Incompatible, NotFound, Refused
-from poolreg.loading import load_model, load_tokenizer, pick_device, quiet_transformers
-from poolreg.protocol import Protocol
-from poolreg.scoring import TokenisedSet, score, tokenise
+from poolreg.evaluation.protocol import Protocol
+from poolreg.evaluation.scoring import TokenisedSet, score, tokenise
+from poolreg.models.loading import load_model, load_tokenizer, pick_device, quiet_transformers
 
 CONTEXT = 16
 PROTOCOL = Protocol(CONTEXT, "00" * 32)

@@ -19,11 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolreg import Pool, live, sweep
+from poolreg import Pool
 from poolreg.errors import ConfigError, MixtureError, NotFound, UsageError
-from poolreg.evaluate import Settings
+from poolreg.evaluation import live, sweep
+from poolreg.evaluation.evaluate import Settings
+from poolreg.evaluation.sweep import (
+    choose_dirichlet,
+    choose_subsets,
+    plan_sweep,
+    read_mixtures,
+    run_sweep,
+)
 from poolreg.mixture import Mixture
-from poolreg.sweep import choose_dirichlet, choose_subsets, plan_sweep, read_mixtures, run_sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,7 +285,7 @@ SWEEP = """
 import sys
 import torch
 from poolreg import Pool
-from poolreg.evaluate import Settings
+from poolreg.evaluation.evaluate import Settings
 
 torch.set_num_threads(1)
 with Pool.open(sys.argv[1]) as pool:
@@ -329,7 +336,7 @@ def test_killed_three_times(six, uninterrupted, tmp_path):
     for _ in range(3):
         had = measured(root)
         child = start(root)
-        goal = had + delays.randint(1, 45)
+        goal = had + delays.randint(1, 30)
         until(lambda goal=goal: measured(root) >= goal, child)
         time.sleep(delays.uniform(0, 0.03))
         os.kill(child.pid, signal.SIGKILL)

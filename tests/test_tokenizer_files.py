@@ -12,7 +12,7 @@ import pytest
 
 from poolreg.canonical import is_digest
 from poolreg.errors import NotFound, Refused
-from poolreg.tokenizer_files import read_tokenizer, require_tokenizer
+from poolreg.weights.tokenizer_files import read_tokenizer, require_tokenizer
 
 TEXT = ["hello world, this is some text and more of it " * 3, "def f(x): return x + 1"]
 END = "<|endoftext|>"

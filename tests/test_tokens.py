@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from poolreg.errors import ConfigError, StorageError, UsageError
 from poolreg.files import staged_folder
-from poolreg.recipe import Hyperparameters
-from poolreg.tokens import (
+from poolreg.training.recipe import Hyperparameters
+from poolreg.training.tokens import (
     END_OF_TEXT,
     Source,
     encode_stream,
@@ -107,7 +107,7 @@ def test_a_separate_beginning_of_text_stands_before_each_document(folder):
 
 def test_long_corpora_go_through_in_pieces(tokenizer, monkeypatch):
     whole = encode_stream(TEXT, tokenizer)
-    monkeypatch.setattr("poolreg.tokens.CHARACTERS_AT_ONCE", 30)
+    monkeypatch.setattr("poolreg.training.tokens.CHARACTERS_AT_ONCE", 30)
     assert encode_stream(iter(TEXT), tokenizer).tolist() == whole.tolist()
 
 

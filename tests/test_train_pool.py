@@ -14,11 +14,12 @@ from pathlib import Path
 import pools
 import pytest
 
-from poolreg import Pool, training
+from poolreg import Pool
 from poolreg.errors import Conflict, Drift, Locked, NotFound, UsageError
 from poolreg.files import lock
-from poolreg.recipe import TrainingRecipe, load_recipe
-from poolreg.train import one_seed, seed_job, unit_jobs
+from poolreg.training import loop as training
+from poolreg.training.jobs import one_seed, seed_job, unit_jobs
+from poolreg.training.recipe import TrainingRecipe, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -435,8 +436,9 @@ def test_interrupted_and_resumed(seeded, ready, tmp_path, recipe, monkeypatch):
 TRAIN = """
 import functools, sys
 from pathlib import Path
-from poolreg import Pool, training
-from poolreg.recipe import load_recipe
+from poolreg import Pool
+from poolreg.training import loop as training
+from poolreg.training.recipe import load_recipe
 
 training.Resume = functools.partial(training.Resume, every=0.0)
 with Pool.open(sys.argv[1]) as pool:

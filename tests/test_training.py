@@ -28,9 +28,9 @@ from poolreg.errors import (
     StorageError,
     UsageError,
 )
-from poolreg.recipe import Hyperparameters
-from poolreg.tokens import Source, encode_stream, plan_batches, train_tokenizer
-from poolreg.training import CHECKPOINT, Resume, learning_rate, train
+from poolreg.training.loop import CHECKPOINT, Resume, learning_rate, train
+from poolreg.training.recipe import Hyperparameters
+from poolreg.training.tokens import Source, encode_stream, plan_batches, train_tokenizer
 
 LLAMA = {
     "model_type": "llama",
@@ -354,9 +354,9 @@ KILLED = """
     import json, sys
     from pathlib import Path
     import numpy as np
-    from poolreg.recipe import Hyperparameters
-    from poolreg.tokens import Source
-    from poolreg.training import Resume, train
+    from poolreg.training.recipe import Hyperparameters
+    from poolreg.training.tokens import Source
+    from poolreg.training.loop import Resume, train
 
     folder, tokenizer = map(Path, sys.argv[1:3])
     model, how, weights = json.loads(sys.argv[3])
@@ -508,7 +508,7 @@ def test_a_full_disk_keeps_the_checkpoint(run, tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("poolreg.training._copy_tokenizer", full_after_start(full))
+    monkeypatch.setattr("poolreg.training.loop._copy_tokenizer", full_after_start(full))
     error = refused(run, tmp_path, StorageError, "No space left", resume=resume)
     assert "free some disk space" in error.hint
     monkeypatch.undo()
@@ -518,7 +518,7 @@ def test_a_full_disk_keeps_the_checkpoint(run, tmp_path, monkeypatch):
 
 
 def full_after_start(fail):
-    from poolreg.training import _copy_tokenizer
+    from poolreg.training.loop import _copy_tokenizer
 
     def copy(folder, to):
         return fail() if to.name.startswith(".out") else _copy_tokenizer(folder, to)

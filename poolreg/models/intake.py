@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from poolreg.errors import UsageError
 from poolreg.mixture import Atom, Mixture, mix
-from poolreg.models import Run
-from poolreg.registry import Registry
-from poolreg.resolve import Resolver, seed_named
+from poolreg.models.resolve import Resolver, seed_named
+from poolreg.models.stored import Run
+from poolreg.store.registry import Registry
 
 ROLES = ("seed", "unit", "reference", "other")
 

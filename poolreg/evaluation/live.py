@@ -22,13 +22,13 @@ import torch
 from transformers import PreTrainedModel
 
 from poolreg.errors import Incompatible
-from poolreg.loading import load_model
-from poolreg.merge import check_mergeable, merge_weights
-from poolreg.models import stored_folder, stored_tensors
+from poolreg.models.loading import load_model
+from poolreg.models.stored import stored_folder, stored_tensors
 from poolreg.numerics.average import FLOATS, Scratch, accumulate, finish
-from poolreg.registry import Registry
-from poolreg.stream import Parent
+from poolreg.store.registry import Registry
 from poolreg.tensors import NUMPY_DTYPES, read_array
+from poolreg.weights.merge import check_mergeable, merge_weights
+from poolreg.weights.stream import Parent
 
 # Partial sums beyond this many bytes are made again instead of kept.
 SUMS_AT_ONCE = 2 << 30

@@ -23,14 +23,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from poolreg import records
 from poolreg.canonical import canonical_json
-from poolreg.catalog import Catalog
 from poolreg.errors import Conflict, NoPool, NotFound, UnknownFormat, UsageError
 from poolreg.files import lock, read_capped, staged, storage_errors
-from poolreg.journal import Journal, Record
 from poolreg.mixture import check_name
-from poolreg.objects import ObjectStore
+from poolreg.store import records
+from poolreg.store.catalog import Catalog
+from poolreg.store.journal import Journal, Record
+from poolreg.store.objects import ObjectStore
 
 FORMAT = 1
 _PASSING = ("locks", "tmp")

@@ -15,18 +15,18 @@ from fractions import Fraction
 from pathlib import Path
 
 from poolreg.canonical import digest_of
-from poolreg.checkpoint import Checkpoint, check_same_family, fingerprint, read_checkpoint
 from poolreg.errors import Conflict, MixtureError, UsageError
 from poolreg.files import write_atomic
-from poolreg.merge import MAX_SHARD_BYTES, check_mergeable, merge_weights
 from poolreg.mixture import common_denominator
-from poolreg.models import new_folder, stored_folder, stored_tensors
+from poolreg.models.resolve import METHOD, Subject
+from poolreg.models.stored import new_folder, stored_folder, stored_tensors
 from poolreg.numerics.average import FLOATS
 from poolreg.progress import SILENT, Progress
-from poolreg.registry import Registry
-from poolreg.resolve import METHOD, Subject
-from poolreg.stream import Parent
+from poolreg.store.registry import Registry
 from poolreg.tensors import DTYPE_BYTES, TensorInfo
+from poolreg.weights.checkpoint import Checkpoint, check_same_family, fingerprint, read_checkpoint
+from poolreg.weights.merge import MAX_SHARD_BYTES, check_mergeable, merge_weights
+from poolreg.weights.stream import Parent
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json")

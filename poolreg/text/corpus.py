@@ -16,7 +16,7 @@ from typing import Literal
 
 from poolreg.canonical import canonical_json, sha256
 from poolreg.errors import NotFound, Refused, StorageError
-from poolreg.reading import read_documents, reading
+from poolreg.text.reading import read_documents, reading
 
 Digests = bytes
 """The sha256 of each document's UTF-8 bytes, concatenated in order: 32 bytes a document."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from poolreg.canonical import canonical_json, digest_of
 from poolreg.errors import Damage
-from poolreg.journal import Record, now
+from poolreg.store.journal import Record, now
 
 Row = dict[str, Any]
 

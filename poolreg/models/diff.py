@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from poolreg.models import stored_tensors
+from poolreg.models.stored import stored_tensors
 from poolreg.numerics.average import CHUNK, FLOATS, widen
-from poolreg.registry import Registry
+from poolreg.store.registry import Registry
 from poolreg.tensors import TensorInfo, read_array
 
 

@@ -16,19 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolreg import records
-from poolreg.data import evalset_documents
 from poolreg.errors import Refused
-from poolreg.journal import Record
+from poolreg.evaluation.protocol import Protocol, default_max_length, evaluation_id
+from poolreg.models.resolve import Subject
 from poolreg.progress import SILENT, Progress
-from poolreg.protocol import Protocol, default_max_length, evaluation_id
-from poolreg.registry import Registry
-from poolreg.resolve import Subject
+from poolreg.store import records
+from poolreg.store.journal import Record
+from poolreg.store.registry import Registry
+from poolreg.text.partitions import evalset_documents
 from poolreg.workers import run_jobs
 
 if TYPE_CHECKING:
-    from poolreg.live import LiveModel
-    from poolreg.scoring import Scores, TokenisedSet
+    from poolreg.evaluation.live import LiveModel
+    from poolreg.evaluation.scoring import Scores, TokenisedSet
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class _Worker:
             yield _evaluation(record.body, protocol.max_length, memoised=False)
 
     def _score(self, model: Any, tokens: TokenisedSet, evalset: str, progress: Progress) -> Scores:
-        from poolreg.scoring import score
+        from poolreg.evaluation.scoring import score
 
         # The bar counts bytes, which are known before anything is tokenised.
         size, total = self.work.evalset_bytes[evalset], max(tokens.total_tokens, 1)
@@ -286,8 +286,8 @@ class _Worker:
         return score(model, tokens, batch_tokens=self.settings.batch_tokens, progress=advance)
 
     def _live(self, subject: Subject) -> LiveModel:
-        from poolreg.live import LiveModel
-        from poolreg.loading import pick_device
+        from poolreg.evaluation.live import LiveModel
+        from poolreg.models.loading import pick_device
 
         family = _family(subject)
         if family not in self.live:
@@ -302,8 +302,8 @@ class _Worker:
         return self.live[family]
 
     def _tokens(self, subject: Subject, evalset: str, protocol: Protocol) -> TokenisedSet:
-        from poolreg.models import stored_folder
-        from poolreg.scoring import tokenise
+        from poolreg.evaluation.scoring import tokenise
+        from poolreg.models.stored import stored_folder
 
         key = (evalset, protocol.digest)
         if key not in self.texts:

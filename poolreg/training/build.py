@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from poolreg.errors import ConfigError
-from poolreg.recipe import nearest
+from poolreg.training.recipe import nearest
 
 # What transformers raises for sizes that give no model.
 _BUILD_ERRORS = (

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from poolreg import corpus, records
 from poolreg.canonical import digest_of
 from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
 from poolreg.mixture import check_name
-from poolreg.reading import expand_files, read_files
-from poolreg.registry import Registry
-from poolreg.units import SLICING, UnitFacts, unit_documents, unit_facts
+from poolreg.store import records
+from poolreg.store.registry import Registry
+from poolreg.text import corpus
+from poolreg.text.reading import expand_files, read_files
+from poolreg.text.units import SLICING, UnitFacts, unit_documents, unit_facts
 
 Progress = Callable[[int], None] | None
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from poolreg.ask import evalsets_named
 from poolreg.errors import ConfigError, UsageError
-from poolreg.evaluate import Evaluation, Key, Plan, Settings, note_subjects, plan, run
+from poolreg.evaluation.ask import evalsets_named
+from poolreg.evaluation.evaluate import Evaluation, Key, Plan, Settings, note_subjects, plan, run
 from poolreg.files import read_capped
 from poolreg.mixture import Atom, Mixture, mix, subsets
+from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
-from poolreg.registry import Registry
-from poolreg.resolve import Resolver, Subject
+from poolreg.store.registry import Registry
 
 MOST_MIXTURES = 200_000
 _THOUSAND = 1000  # Dirichlet weights are whole thousandths, so that their averages are exact

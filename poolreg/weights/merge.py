@@ -1,8 +1,8 @@
 """Merge models: the exact average of their tensors as new safetensors files.
 
-`poolreg.numerics.average` defines the average and `poolreg.stream` runs it over one file. The
-bytes written depend on the parents' tensors and weights alone: not on how the parents are
-sharded, on the order of their files, or on the number of threads.
+`poolreg.numerics.average` defines the average and `poolreg.weights.stream` runs it over one
+file. The bytes written depend on the parents' tensors and weights alone: not on how the parents
+are sharded, on the order of their files, or on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from poolreg.errors import ConfigError, Incompatible, UsageError
 from poolreg.files import storage_errors, sync_folder, write_atomic
 from poolreg.numerics.average import FLOATS
-from poolreg.stream import Parent, Progress, write_average
 from poolreg.tensors import DTYPE_BYTES, Layout, plan_shards
+from poolreg.weights.stream import Parent, Progress, write_average
 
 __all__ = ["Parent", "check_mergeable", "merge_weights"]
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from poolreg import data, records
 from poolreg.canonical import digest_of
 from poolreg.errors import NotFound, UsageError
-from poolreg.journal import Record
 from poolreg.mixture import Atom, Mixture, common_denominator, parse, unit_weights
-from poolreg.registry import Registry, unknown_name
+from poolreg.store import records
+from poolreg.store.journal import Record
+from poolreg.store.registry import Registry, unknown_name
+from poolreg.text import partitions as data
 
 METHOD = "average-1"  # the definition of merging; a change of it changes every recipe digest
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from poolreg.errors import ConfigError, NotFound, Refused
-from poolreg.hf_json import read_object, refuse_code
+from poolreg.weights.hf_json import read_object, refuse_code
 
 CONFIG_LIMIT = 16 << 20  # bytes; a configuration holds no data
 

@@ -22,9 +22,9 @@ import duckdb
 
 from poolreg.errors import Damage, QueryError, StorageError
 from poolreg.files import lock, storage_errors, sync_folder
-from poolreg.journal import Journal, Record
-from poolreg.records import KINDS, Kind, Row, rows
 from poolreg.schema import script, statements
+from poolreg.store.journal import Journal, Record
+from poolreg.store.records import KINDS, Kind, Row, rows
 
 SCHEMA_VERSION = 2
 _BATCH = 50_000  # records; bounds the memory of indexing

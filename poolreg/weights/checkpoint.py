@@ -16,12 +16,18 @@ from typing import Any, NamedTuple
 
 from poolreg.canonical import digest_of
 from poolreg.errors import NotFound, Refused
-from poolreg.family import Family, canonical_config, check_same_family, context_length, vocab_size
 from poolreg.files import storage_errors
-from poolreg.hashing import hash_files
-from poolreg.hf_json import read_object, refuse_code
 from poolreg.tensors import TensorInfo, read_header
-from poolreg.tokenizer_files import TokenizerFiles, read_tokenizer, require_tokenizer
+from poolreg.weights.family import (
+    Family,
+    canonical_config,
+    check_same_family,
+    context_length,
+    vocab_size,
+)
+from poolreg.weights.hashing import hash_files
+from poolreg.weights.hf_json import read_object, refuse_code
+from poolreg.weights.tokenizer_files import TokenizerFiles, read_tokenizer, require_tokenizer
 
 __all__ = [
     "Checkpoint",

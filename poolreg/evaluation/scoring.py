@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from poolreg.errors import Incompatible, Refused
-from poolreg.loading import load_tokenizer
-from poolreg.protocol import Protocol, rolling_windows
+from poolreg.evaluation.protocol import Protocol, rolling_windows
+from poolreg.models.loading import load_tokenizer
 
 Ints = NDArray[np.int64]
 

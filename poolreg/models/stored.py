@@ -16,8 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poolreg import records
-from poolreg.checkpoint import (
+from poolreg.errors import Conflict, Incompatible, UsageError
+from poolreg.files import staged_folder, storage_errors
+from poolreg.store import records
+from poolreg.store.journal import Record
+from poolreg.store.registry import Registry
+from poolreg.tensors import TensorInfo, read_header
+from poolreg.weights.checkpoint import (
     Checkpoint,
     Family,
     Fingerprint,
@@ -28,11 +33,6 @@ from poolreg.checkpoint import (
     read_checkpoint,
     vocab_size,
 )
-from poolreg.errors import Conflict, Incompatible, UsageError
-from poolreg.files import staged_folder, storage_errors
-from poolreg.journal import Record
-from poolreg.registry import Registry
-from poolreg.tensors import TensorInfo, read_header
 
 Progress = Callable[[int], None] | None
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from poolreg.corpus import shared_documents
 from poolreg.errors import NotFound, UsageError
-from poolreg.evaluate import Evaluation, Key, Settings, note_subjects, plan, run
+from poolreg.evaluation.evaluate import Evaluation, Key, Settings, note_subjects, plan, run
+from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
-from poolreg.registry import Registry
-from poolreg.resolve import Resolver, Subject
+from poolreg.store.registry import Registry
+from poolreg.text.corpus import shared_documents
 
 
 @dataclass(frozen=True)

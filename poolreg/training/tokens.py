@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from poolreg.canonical import canonical_json, digest_of
 from poolreg.errors import ConfigError, UsageError
 from poolreg.files import staged_folder
-from poolreg.recipe import Hyperparameters
+from poolreg.training.recipe import Hyperparameters
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -73,7 +73,7 @@ def _beside(model_type: str, bpe: Any) -> Any:
     """Return the backend that transformers makes of a BPE that stands beside such a model."""
     from tokenizers import Tokenizer, models
 
-    from poolreg.loading import load_tokenizer
+    from poolreg.models.loading import load_tokenizer
 
     whole = Tokenizer(models.BPE({END_OF_TEXT: 0} | _numbered(_alphabet(), 1), []))
     whole.pre_tokenizer, whole.decoder = bpe.pre_tokenizer, bpe.decoder

@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from poolreg.errors import NotFound, UsageError
-from poolreg.registry import Registry, unknown_name
-from poolreg.resolve import Resolver, Subject
+from poolreg.models.resolve import Resolver, Subject
+from poolreg.store.registry import Registry, unknown_name
 
 Facts = dict[str, Any]
 

@@ -30,13 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from poolreg.build import build_model
 from poolreg.canonical import canonical_json
 from poolreg.errors import ConfigError, Conflict, Incompatible, StorageError
 from poolreg.files import staged_folder, storage_errors, sync_file, sync_folder
-from poolreg.loading import load_model, load_tokenizer, pick_device, quiet_transformers
-from poolreg.recipe import Hyperparameters
-from poolreg.tokens import (
+from poolreg.models.loading import load_model, load_tokenizer, pick_device, quiet_transformers
+from poolreg.training.build import build_model
+from poolreg.training.recipe import Hyperparameters
+from poolreg.training.tokens import (
     BatchPlan,
     Source,
     SourceShare,

@@ -17,22 +17,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolreg import records
 from poolreg.canonical import digest_of
-from poolreg.data import unit_text
 from poolreg.errors import NotFound, UsageError
 from poolreg.files import lock
 from poolreg.mixture import Atom, Mixture
-from poolreg.models import AddedModel, Run, add_model, stored_folder
+from poolreg.models.resolve import Resolver, seed_named
+from poolreg.models.stored import AddedModel, Run, add_model, stored_folder
 from poolreg.progress import SILENT, Progress
-from poolreg.recipe import Hyperparameters, Role, TrainingRecipe
-from poolreg.registry import Registry
-from poolreg.resolve import Resolver, seed_named
-from poolreg.tokenizer_files import require_tokenizer
+from poolreg.store import records
+from poolreg.store.registry import Registry
+from poolreg.text.partitions import unit_text
+from poolreg.training.recipe import Hyperparameters, Role, TrainingRecipe
+from poolreg.weights.tokenizer_files import require_tokenizer
 from poolreg.workers import run_jobs
 
 if TYPE_CHECKING:
-    from poolreg.tokens import Source
+    from poolreg.training.tokens import Source
 
 # A tokenizer learns little from more text than this, and the trainer holds all of it.
 TOKENIZER_CHARACTERS = 64 << 20
@@ -255,7 +255,7 @@ def _train_one(root: Path, job: Job, device: str, threads: int, *, progress: Pro
 def _run(
     registry: Registry, job: Job, place: Path, *, device: str, threads: int, progress: Progress
 ) -> Trained:
-    from poolreg import training
+    from poolreg.training import loop as training
 
     shown = 0
 
@@ -303,7 +303,7 @@ def _start(registry: Registry, job: Job, place: Path) -> Iterator[tuple[Any, Pat
     if job.recipe.tokenizer.folder:
         yield job.recipe.model, job.recipe.tokenizer.folder
         return
-    from poolreg.tokens import train_tokenizer
+    from poolreg.training.tokens import train_tokenizer
 
     size = job.recipe.tokenizer.vocab_size or 0
     if not (place / "tokenizer").exists():
@@ -327,8 +327,8 @@ def _sample(registry: Registry, job: Job) -> Iterator[str]:
 
 
 def _sources(registry: Registry, job: Job, tokenizer: Path) -> list[Source]:
-    from poolreg.loading import load_tokenizer
-    from poolreg.tokens import Source, encode_stream
+    from poolreg.models.loading import load_tokenizer
+    from poolreg.training.tokens import Source, encode_stream
 
     encoder = load_tokenizer(tokenizer)
     return [

@@ -15,7 +15,7 @@ from typing import Any
 from poolreg.canonical import digest_of, sha256
 from poolreg.errors import NotFound, Refused
 from poolreg.files import read_capped, storage_errors
-from poolreg.hf_json import read_object, refuse_code
+from poolreg.weights.hf_json import read_object, refuse_code
 
 MAX_TOKENIZER = 256 << 20  # bytes of one file; the largest in use have about 40 MB
 MAX_CONFIG = 16 << 20

@@ -1,0 +1,1 @@
+"""Scoring text, the memo, answers and sweeps."""

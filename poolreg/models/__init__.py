@@ -1,0 +1,1 @@
+"""Models of a pool: intake, stored folders, mixtures resolved to recipes, merged folders."""

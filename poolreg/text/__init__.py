@@ -1,0 +1,1 @@
+"""Partitions and evalsets: reading files as documents, fingerprints, base units."""

@@ -1,0 +1,1 @@
+"""Training models for a pool: recipes, data order, the loop, jobs."""

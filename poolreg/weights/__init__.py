@@ -1,0 +1,1 @@
+"""Model folders and files: strict reading, identity, exact averaging. Knows no pool."""
