@@ -65,27 +65,6 @@ JOIN protocols ON protocols.digest = evaluations.protocol
 LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset;
 COMMENT ON VIEW scores IS 'Every evaluation with the label of its mixture or model; compare rows of one protocol only';
 
-CREATE VIEW uniform_unions AS
-WITH unions AS (
-    SELECT mixtures.digest, mixtures.subject, mixtures.scheme, mixtures.seed, mixtures.added,
-           list_sort(list(mixture_weights.partition)) AS partitions,
-           count(DISTINCT partitions.units) = 1 AS schemes_coincide
-    FROM mixtures
-    JOIN mixture_weights ON mixture_weights.mixture = mixtures.digest
-    JOIN partitions ON partitions.digest = mixture_weights.partition
-    GROUP BY ALL
-    HAVING count(DISTINCT (numerator, denominator)) = 1 AND max(unit) = 0
-)
-SELECT unions.partitions, schemes.scheme, scores.evalset, scores.bits_per_byte, scores.max_length, scores.dtype,
-       unions.seed, unions.subject, scores.protocol, scores.evalset_digest
-FROM unions
-JOIN (SELECT DISTINCT scheme FROM mixtures) AS schemes ON schemes.scheme = unions.scheme OR schemes_coincide
-JOIN scores ON scores.subject = unions.subject AND scores.kind = 'mixture'
-QUALIFY row_number() OVER (
-    PARTITION BY unions.partitions, schemes.scheme, unions.seed, scores.evalset_digest, scores.protocol
-    ORDER BY unions.added DESC, unions.digest) = 1;
-COMMENT ON VIEW uniform_unions IS 'Scores of unions of whole partitions with equal weights, once for each scheme that gives the average; the latest if models were trained again';
-
 CREATE VIEW unions AS
 WITH uniform AS (
     SELECT mixture, list_sort(list(partition)) AS members, min(units) = max(units) AS schemes_coincide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from poolreg import Pool
+
+# Tiny models are far slower on several threads, all the more beside other test processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
