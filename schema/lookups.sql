@@ -178,4 +178,4 @@ FROM scores
 WHERE (label, scheme, subject) IN (
       SELECT (mixture, scheme, subject) FROM mixtures WHERE digest IN (SELECT unnest($mixtures)))
   AND evalset_digest IN (SELECT unnest($evalsets)) AND protocol IN (SELECT unnest($protocols))
-ORDER BY evalset, bits_per_byte, label;
+ORDER BY evalset, bits_per_byte, label, scheme;

@@ -8,14 +8,14 @@ SELECT label AS mixture, scheme, size, count(*) AS evalsets,
 FROM scores
 WHERE kind = 'mixture'
 GROUP BY subject, label, scheme, size, max_length, dtype
-ORDER BY max_length, dtype, evalsets DESC, mean_bits_per_byte, mixture;
+ORDER BY max_length, dtype, evalsets DESC, mean_bits_per_byte, mixture, scheme, subject;
 
 -- name: best
 -- The best mixture for each evalset.
 SELECT evalset, label AS mixture, scheme, size, bits_per_byte, perplexity, max_length, dtype
 FROM scores
 WHERE kind = 'mixture'
-QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol ORDER BY bits_per_byte, size, label) = 1
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol ORDER BY bits_per_byte, size, label, scheme, subject) = 1
 ORDER BY evalset;
 
 -- name: best_per_size
@@ -23,7 +23,7 @@ ORDER BY evalset;
 SELECT evalset, size, label AS mixture, scheme, bits_per_byte, perplexity, max_length, dtype
 FROM scores
 WHERE kind = 'mixture'
-QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, size ORDER BY bits_per_byte, label) = 1
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, size ORDER BY bits_per_byte, label, scheme, subject) = 1
 ORDER BY evalset, size;
 
 -- name: marginal
