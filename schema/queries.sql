@@ -43,7 +43,7 @@ JOIN unions AS others
  AND others.evalset_digest = joining.evalset_digest AND others.protocol = joining.protocol
 LEFT JOIN names ON names.target = joined AND names.space = 'partition' AND names.current
 GROUP BY ALL
-ORDER BY joining.max_length, joining.dtype, joining.evalset, joining.scheme, mean_change;
+ORDER BY joining.max_length, joining.dtype, joining.evalset, joining.scheme, mean_change, 3;
 
 -- name: leave_one_out
 -- What the largest measured union loses without each of its partitions (positive: it is missed).
@@ -61,7 +61,7 @@ JOIN unions AS others
  AND others.scheme = largest.scheme AND others.seed = largest.seed
  AND others.evalset_digest = largest.evalset_digest AND others.protocol = largest.protocol
 LEFT JOIN names ON names.target = taken AND names.space = 'partition' AND names.current
-ORDER BY largest.max_length, largest.dtype, largest.evalset, largest.scheme, loss_without DESC;
+ORDER BY largest.max_length, largest.dtype, largest.evalset, largest.scheme, loss_without DESC, 3;
 
 -- name: missing
 -- Cells that were never measured: known mixtures without a score on a current evalset.

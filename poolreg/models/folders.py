@@ -29,7 +29,6 @@ from poolreg.weights.merge import MAX_SHARD_BYTES, check_mergeable, merge_weight
 from poolreg.weights.stream import Parent
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True)
