@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from poolreg import autoload
 from poolreg.errors import PoolregError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "PoolregError", "__version__", "merge_folders"]
 __version__ = "0.1.0"
+
+autoload.install()  # transformers will know our compressed models, once it is imported
 
 _LAZY = {"Pool": "poolreg.pool", "merge_folders": "poolreg.models.folders"}
 

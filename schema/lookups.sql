@@ -179,3 +179,26 @@ WHERE (label, scheme, subject) IN (
       SELECT (mixture, scheme, subject) FROM mixtures WHERE digest IN (SELECT unnest($mixtures)))
   AND evalset_digest IN (SELECT unnest($evalsets)) AND protocol IN (SELECT unnest($protocols))
 ORDER BY evalset, bits_per_byte, label, scheme;
+
+-- name: protocol
+-- One protocol.
+SELECT * FROM protocols WHERE digest = $digest;
+
+-- name: calibration
+-- One calibration.
+SELECT * FROM calibrations WHERE digest = $digest;
+
+-- name: variant_of_request
+-- The variant that a request gave, if its model is still there.
+SELECT variants.model, variants.logit_difference, variants.shared_bytes, variants.seconds, models.bytes
+FROM variants JOIN models ON models.digest = variants.model AND NOT models.removed
+WHERE variants.digest = $request;
+
+-- name: variant_list
+-- All variants whose model is there.
+SELECT * FROM variant_list;
+
+-- name: variant_modules
+-- What the parts of a variant came to.
+SELECT layer, part, size, kept, parameters, kept_parameters, predicted_error, error
+FROM variant_modules WHERE variant = $variant ORDER BY layer, part;

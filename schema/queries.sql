@@ -103,3 +103,44 @@ ORDER BY budget, evalset;
 -- name: ledger
 -- Tokens trained and scored in this pool, and the training that averages made unnecessary.
 SELECT * FROM ledger;
+
+-- name: variants
+-- Compressed models with their parents, sizes and how they were made.
+SELECT variant, parent, method, target, achieved, parameters, bytes, shared_bytes, calibrated_on, seconds
+FROM variant_list
+ORDER BY parent, target, achieved, method, variant;
+
+-- name: pareto
+-- Size against quality of every measured variant beside its parent; calibrated_on_it flatters.
+SELECT parent, evalset, label, method, achieved, bytes, bits_per_byte, perplexity, perplexity_increase,
+       on_front, calibrated_on_it, max_length, dtype
+FROM pareto
+ORDER BY parent, evalset, max_length, dtype, bytes DESC, bits_per_byte, label;
+
+-- name: ranking
+-- Does the ranking survive compression? Rank correlation (Spearman) of the losses of models and mixtures with those of their variants, for each way of compressing.
+WITH pairs AS (
+    SELECT variants.method, variants.target, variants.ratio, array_to_string(variants.without, '+') AS without,
+           small.evalset, small.protocol,
+           loss(full_size.nll, full_size.tokens) AS full_loss, loss(small.nll, small.tokens) AS small_loss
+    FROM variants
+    JOIN models ON models.digest = variants.model AND NOT models.removed
+    JOIN evaluations AS small ON small.subject = variants.model
+    JOIN evaluations AS full_size
+      ON full_size.subject = variants.parent AND full_size.evalset = small.evalset AND full_size.protocol = small.protocol
+), counted AS (
+    SELECT *, count(*) OVER way AS models FROM pairs
+    WINDOW way AS (PARTITION BY method, target, ratio, without, evalset, protocol)
+), ranked AS (
+    SELECT *, rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY full_loss) AS full_rank,
+           rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY small_loss) AS small_rank
+    FROM counted
+)
+SELECT coalesce(evalset_names.name, left(ranked.evalset, 12)) AS evalset, method, target, ratio, without, models,
+       CASE WHEN models >= 3 THEN corr(full_rank, small_rank) END AS rank_correlation,
+       avg(small_loss - full_loss) AS mean_loss_increase,
+       arg_min(full_loss, full_loss) = arg_min(full_loss, small_loss) AS same_best
+FROM ranked
+LEFT JOIN evalset_names ON evalset_names.evalset = ranked.evalset
+GROUP BY ALL
+ORDER BY method, target, ratio, without, evalset;

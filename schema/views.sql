@@ -20,16 +20,22 @@ WITH latest AS (
     JOIN names AS partition_names
       ON partition_names.target = units.partition AND partition_names.space = 'partition' AND partition_names.current
     GROUP BY model_units.model
+), of_variant AS (
+    SELECT model, parent_label || ' [-' || round(100 * achieved, 1) || '% ' || method ||
+           CASE target WHEN 'full' THEN '' ELSE ' ' || target END || ']' AS name
+    FROM variants
+    QUALIFY row_number() OVER (PARTITION BY model ORDER BY added, digest) = 1
 )
 SELECT models.digest AS model,
-       coalesce(named.name, of_unit.name,
+       coalesce(named.name, of_unit.name, of_variant.name,
                 CASE role WHEN 'reference' THEN mixture || ' [' || coalesce(budget || ' budget ', '') || 'reference]' END,
                 left(models.digest, 12)) AS label,
        coalesce(role, 'other') AS role, seed, mixture, budget, blend, removed
 FROM models
 LEFT JOIN latest ON latest.model = models.digest
 LEFT JOIN named ON named.model = models.digest
-LEFT JOIN of_unit ON of_unit.model = models.digest;
+LEFT JOIN of_unit ON of_unit.model = models.digest
+LEFT JOIN of_variant ON of_variant.model = models.digest;
 COMMENT ON VIEW model_labels IS 'Each model with its name (or short digest), role, seed and training mixture';
 
 CREATE VIEW tokenizers AS
@@ -104,6 +110,59 @@ JOIN evaluations AS ref ON ref.subject = runs.model AND ref.evalset = proxy.eval
 WHERE proxy.kind = 'mixture' AND runs.model <> proxy.subject;
 COMMENT ON VIEW proxy_pairs IS 'The proxy of a mixture beside a model really trained on that mixture';
 
+CREATE VIEW variant_list AS
+SELECT model_labels.label AS variant, parents.label AS parent, variants.method, variants.target,
+       variants.ratio, variants.achieved, variants.without, models.parameters, models.bytes,
+       models.bytes / parent_bytes AS bytes_share, shared_bytes,
+       coalesce(evalset_names.name, partition_names.name, left(calibrations.text, 12)) AS calibrated_on,
+       calibrations.tokens AS calibration_tokens, variants.sequential, variants.seconds,
+       variants.added, variants.model, variants.parent AS parent_digest, variants.digest,
+       calibrations.text AS calibration_text
+FROM variants
+JOIN models ON models.digest = variants.model AND NOT models.removed
+JOIN model_labels ON model_labels.model = variants.model
+JOIN calibrations ON calibrations.digest = variants.calibration
+JOIN (
+    SELECT subject, min(mixture) AS label FROM mixtures WHERE subject NOT IN (SELECT digest FROM models) GROUP BY subject
+    UNION ALL SELECT model, label FROM model_labels
+) AS parents ON parents.subject = variants.parent
+LEFT JOIN evalset_names ON evalset_names.evalset = calibrations.text
+LEFT JOIN names AS partition_names
+  ON partition_names.target = calibrations.text AND partition_names.space = 'partition' AND partition_names.current;
+COMMENT ON VIEW variant_list IS 'Compressed models with their parents, sizes and how they were made';
+
+CREATE VIEW pareto AS
+WITH candidates AS (
+    SELECT parent_digest AS root, model AS subject, variant AS label, method, target, achieved, bytes, parameters, calibration_text
+    FROM variant_list
+    UNION ALL
+    SELECT DISTINCT variants.parent, variants.parent, variant_list.parent, 'dense', NULL, 0.0, parent_bytes, parent_parameters, NULL
+    FROM variants JOIN variant_list ON variant_list.digest = variants.digest
+), measured AS (
+    SELECT candidates.*, coalesce(evalset_names.name, left(evaluations.evalset, 12)) AS evalset,
+           bits_per_byte(nll, evaluations.bytes) AS bits_per_byte, perplexity(nll, tokens) AS perplexity,
+           evaluations.evalset = calibration_text AS calibrated_on_it,
+           evaluations.evalset AS evalset_digest, evaluations.protocol
+    FROM candidates
+    JOIN evaluations ON evaluations.subject = candidates.subject
+    LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset
+)
+SELECT roots.label AS parent, measured.label, measured.method, measured.target, measured.achieved,
+       measured.bytes, measured.parameters, measured.evalset, measured.bits_per_byte, measured.perplexity,
+       measured.perplexity - roots.perplexity AS perplexity_increase,
+       coalesce(measured.calibrated_on_it, false) AS calibrated_on_it,
+       NOT EXISTS (
+           SELECT 1 FROM measured AS other
+           WHERE other.root = measured.root AND other.evalset_digest = measured.evalset_digest AND other.protocol = measured.protocol
+             AND other.bytes <= measured.bytes AND other.bits_per_byte <= measured.bits_per_byte
+             AND (other.bytes < measured.bytes OR other.bits_per_byte < measured.bits_per_byte)) AS on_front,
+       protocols.max_length, protocols.dtype, measured.subject, measured.root, measured.evalset_digest, measured.protocol
+FROM measured
+JOIN measured AS roots
+  ON roots.root = measured.root AND roots.subject = roots.root AND roots.evalset_digest = measured.evalset_digest AND roots.protocol = measured.protocol
+JOIN protocols ON protocols.digest = measured.protocol;
+COMMENT ON VIEW pareto IS 'Size against bits per byte of variants and of what they were made from; on_front: nothing as small is as good; calibrated_on_it: the evalset is the calibration text, which flatters';
+
 CREATE VIEW lineage AS
 SELECT runs.model AS child, child_labels.label AS child_label, runs.seed AS parent,
        parent_labels.label AS parent_label, 'trained from' AS relation, NULL::DOUBLE AS weight
@@ -115,7 +174,10 @@ UNION ALL
 SELECT recipe, coalesce(mixtures.mixture, left(recipe, 12)), recipe_components.model, label, 'averages', weight
 FROM recipe_components
 LEFT JOIN mixtures ON mixtures.subject = recipe
-LEFT JOIN model_labels ON model_labels.model = recipe_components.model;
+LEFT JOIN model_labels ON model_labels.model = recipe_components.model
+UNION ALL
+SELECT model, variant, parent_digest, parent, 'compressed from', NULL
+FROM variant_list;
 COMMENT ON VIEW lineage IS 'What each model and average was made from';
 
 CREATE VIEW ledger AS

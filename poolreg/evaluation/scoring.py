@@ -140,7 +140,7 @@ def score(
     stream = torch.from_numpy(tokens.stream).to(device, torch.int64)
     nll = np.empty(len(tokens.stream), np.float32)  # beside each token; nothing at the prefixes
     model.eval()
-    for rows in _batches(tokens.windows, batch_tokens):
+    for rows in batches(tokens.windows, batch_tokens):
         places, values = _score_batch(model, stream, tokens.windows[rows])
         nll[places] = values
         if not np.isfinite(values).all():
@@ -181,7 +181,7 @@ def _score_batch(
     return predicted, torch.cat(parts).cpu().numpy()
 
 
-def _batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:
+def batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:
     """Yield the indices of windows that go through the model together, longest first.
 
     Windows of one batch are of nearly equal length; together they have at most `batch_tokens`

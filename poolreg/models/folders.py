@@ -178,15 +178,20 @@ def _payload(parent: Component, storage: str | None) -> int:
 
 
 def _copy_rest(template: Path, staging: Path, dtype: str | None) -> None:
-    """Copy configuration and tokenizer, whose kinds of files intake knows, from a parent."""
-    checkpoint = read_checkpoint(template, trust_code=True)
-    config = dict(checkpoint.config)
+    """Copy configuration and tokenizer from a parent."""
+    config = dict(read_checkpoint(template, trust_code=True).config)
     if dtype:
         config = {key: value for key, value in config.items() if key != "torch_dtype"}
         config["dtype"] = dtype
     write_atomic(staging / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    copy_companions(template, staging)
+
+
+def copy_companions(template: Path, staging: Path) -> None:
+    """Copy what goes with weights and config.json, whose kinds of files intake knows."""
+    checkpoint = read_checkpoint(template, trust_code=True)
     others = [template / "generation_config.json"]
-    others += template.glob("*.py") if "auto_map" in config else []
+    others += template.glob("*.py") if "auto_map" in checkpoint.config else []
     others += checkpoint.tokenizer.files.values() if checkpoint.tokenizer else []
     for path in others:
         if path.is_file():

@@ -81,6 +81,8 @@ KINDS = {
     "mixture": Kind("mixtures", "digest", (("mixture_weights", "mixture"),)),
     "protocol": Kind("protocols", "digest"),
     "evaluation": Kind("evaluations", "digest"),
+    "calibration": Kind("calibrations", "digest"),
+    "variant": Kind("variants", "digest", (("variant_modules", "variant"),)),
 }
 
 
@@ -199,6 +201,28 @@ def _evaluation(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
     yield "evaluations", facts | {"digest": key, "added": at}
 
 
+def _calibration(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    facts = _pick(
+        body, "subject", "text", "text_kind", "protocol", "token_limit", "tokens",
+        "held_out_tokens", "largest", "condition", "windows", "layers", "seconds",
+    )  # fmt: skip
+    yield "calibrations", facts | {"digest": key, "added": at}
+
+
+def _variant(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    facts = _pick(
+        body, "model", "parent", "parent_label", "method", "target", "ratio", "achieved", "without",
+        "epsilon", "step", "sequential", "calibration", "block_parameters",
+        "parent_block_parameters", "parent_parameters", "parent_bytes", "shared_bytes",
+        "logit_difference", "seconds",
+    )  # fmt: skip
+    yield "variants", facts | {"digest": key, "added": at}
+    columns = ("layer", "part", "size", "kept", "parameters", "kept_parameters",
+               "predicted_error", "error")  # fmt: skip
+    for module in body["modules"]:
+        yield "variant_modules", {"variant": key, **dict(zip(columns, module, strict=True))}
+
+
 _ROWS = {
     "name": _name,
     "removal": _removal,
@@ -212,4 +236,6 @@ _ROWS = {
     "mixture": _mixture,
     "protocol": _protocol,
     "evaluation": _evaluation,
+    "calibration": _calibration,
+    "variant": _variant,
 }

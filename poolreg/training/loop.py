@@ -164,7 +164,7 @@ class _Run:
             logits = self.model(input_ids=blocks[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = self.settings.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         value = loss.item()

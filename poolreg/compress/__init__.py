@@ -1,0 +1,1 @@
+"""Compressed variants: calibrate once, plan sizes, apply closed forms, export and record."""

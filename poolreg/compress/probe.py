@@ -1,0 +1,85 @@
+"""What an error costs: one part of one layer is shrunk at a time and the predictions compared.
+
+The same relative error in the residual stream may be harmless in one place and ruinous in another
+(the first layer of a model with learned positions adds little to a large stream, and all depends
+on it). The divergence of the predictions grows with the squared error as long as it is small, so
+one measurement a part gives the factor for its whole curve, which is in nats per token then.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poolreg.compress.apply import install, shrink
+from poolreg.compress.architectures import Heads, read_layer
+from poolreg.compress.calibrate import LayerStatistics
+from poolreg.compress.plan import LayerAnalysis
+from poolreg.models.modeling_poolreg import Family
+from poolreg.numerics.allocate import Curve
+
+PROBE_SHARE = 0.5  # of a part's size is left when it is probed
+PROBE_TOKENS = 2048
+LOGITS_AT_ONCE = 1 << 27  # elements of the predictions that are kept: 512 MiB
+
+
+@torch.inference_mode()
+def priced(
+    model: Any, names: Family, heads: Heads, analyses: Sequence[LayerAnalysis], *,
+    statistics: Callable[[int], LayerStatistics], ids: Tensor, ingredients: frozenset[str],
+    progress: Callable[[int], None],
+) -> list[LayerAnalysis]:  # fmt: skip
+    """Return the analyses with curves in nats per token: KL of predictions on token ids [B, T].
+
+    `statistics` gives those of a layer; `progress` is told layers. The model is left as it was.
+    """
+    tokens = min(PROBE_TOKENS, LOGITS_AT_ONCE // model.config.vocab_size)
+    ids = ids[: max(1, tokens // ids.shape[1])]
+    usual = _predictions(model, ids)
+    found = []
+    for index, analysis in enumerate(analyses):
+        live: Any = model.get_submodule(names.layers)
+        whole, curves, seen = live[index], {}, statistics(index)
+        for part, curve in analysis.curves.items():
+            at = int((curve.sizes >= PROBE_SHARE * curve.sizes[-1]).argmax())
+            live[index] = _shrunk(
+                whole, names, heads, analysis, config=model.config, part=part,
+                size=int(curve.sizes[at]), seen=seen, ingredients=ingredients,
+            )  # fmt: skip
+            divergence = _divergence(usual, _predictions(model, ids))
+            live[index] = whole
+            factor = divergence / max(float(curve.errors[at]), 1e-300)
+            curves[part] = Curve(curve.sizes, curve.costs, curve.errors * factor)
+        found.append(replace(analysis, curves=curves))
+        progress(1)
+    return found
+
+
+def _shrunk(
+    layer: Any, names: Family, heads: Heads, analysis: LayerAnalysis, *, config: Any, part: str,
+    size: int, seen: LayerStatistics, ingredients: frozenset[str],
+) -> Any:  # fmt: skip
+    """Return a copy of a layer with one part shrunk."""
+    made = copy.deepcopy(layer)
+    sizes = replace(analysis.full, **{part: size})
+    shrunk = shrink(
+        read_layer(layer, names, heads), seen, heads, analysis=analysis, sizes=sizes,
+        scaling=float(layer.get_submodule(names.attention).scaling), ingredients=ingredients,
+    )  # fmt: skip
+    install(made, shrunk, names, config, sizes.entry(analysis.full))
+    return made
+
+
+def _predictions(model: Any, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float().log_softmax(-1)
+
+
+def _divergence(usual: Tensor, other: Tensor) -> float:
+    """Return the mean KL divergence per token, nats."""
+    return float((usual.exp() * (usual - other)).sum(-1).mean())
