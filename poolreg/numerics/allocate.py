@@ -23,8 +23,9 @@ def layer_shares(
     """
     if average > cap:
         raise ValueError(f"an average share of {average} is above the cap of {cap}")
-    scaled = -np.asarray(importance, np.float64) / epsilon
-    weights = np.exp(scaled - scaled.max())
+    scores = np.asarray(importance, np.float64)
+    with np.errstate(over="ignore"):  # a distance far above ε leaves a weight of 0
+        weights = np.exp(-(scores - scores.min()) / epsilon)
     total = average * len(weights)
     free = np.ones(len(weights), bool)
     shares: Floats = total * weights / weights.sum()
@@ -63,9 +64,10 @@ def knapsack(curves: Sequence[Curve], budget: int) -> list[int]:
         raise ValueError(f"the smallest sizes cost {spent}, more than {budget}")
     steps = []
     for index, curve in enumerate(curves):
-        corners = _hull(curve)
-        for at, to in itertools.pairwise(corners):
-            gain = (curve.errors[at] - curve.errors[to]) / (curve.costs[to] - curve.costs[at])
+        gain = np.inf
+        for at, to in itertools.pairwise(_hull(curve)):
+            slope = (curve.errors[at] - curve.errors[to]) / (curve.costs[to] - curve.costs[at])
+            gain = min(gain, slope)  # on a straight curve rounding must not reverse the order
             steps.append((-gain, index, at, to))
     for _, index, at, to in sorted(steps):
         price = int(curves[index].costs[to] - curves[index].costs[at])
@@ -90,14 +92,17 @@ def _hull(curve: Curve) -> list[int]:
 
 
 def _useless(curve: Curve, corners: list[int], to: int) -> bool:
+    """Tell whether the last corner lies above the line from the one before it to `to`.
+
+    One on the line stays, rounding or not: short steps fit where long ones do not.
+    """
     if len(corners) < 2:
         return False
     a, b = corners[-2:]
     costs, errors = curve.costs, curve.errors
-    return bool(
-        (errors[a] - errors[b]) * (costs[to] - costs[b])
-        <= (errors[b] - errors[to]) * (costs[b] - costs[a])
-    )
+    before = (errors[a] - errors[b]) * (costs[to] - costs[b])
+    after = (errors[b] - errors[to]) * (costs[b] - costs[a])
+    return bool(before < after * (1 - 1e-9))
 
 
 def _best_fit(curves: Sequence[Curve], places: list[int], left: int) -> tuple[int, int] | None:

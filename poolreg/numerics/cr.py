@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from poolreg.numerics.nystrom import cholesky
+
 
 def channel_scores(gram_q: Tensor, gram_k: Tensor) -> Tensor:
     """Return ‖C_Q^½ e_i‖ · ‖C_K^½ e_i‖ = sqrt(C_Q,ii · C_K,ii), [..., n].
@@ -47,11 +49,11 @@ def pair_products(gram_q: Tensor, gram_k: Tensor) -> Tensor:
 def rescale(products: Tensor, kept: Tensor) -> Tensor:
     """Return the factors α of the kept pairs that best give the full score, [..., k].
 
-    α = B[S,S]⁻¹ B[S,:] 1, the least-squares optimum of Σ (s − Σ_{p∈S} α_p s_p)².
+    α = B[S,S]⁻¹ B[S,:] 1, the least-squares optimum of Σ (s − Σ_{p∈S} α_p s_p)²; 1 where B says
+    nothing. `products` [..., P, P], `kept` [k]. Raises `Refused` as `cholesky` does.
     """
     rows = products[..., kept, :]
     block = rows[..., kept]
-    ridge = 1e-9 * block.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    eye = torch.eye(len(kept), dtype=products.dtype, device=products.device)
-    factors: Tensor = torch.linalg.solve(block + ridge * eye, rows.sum(-1))
-    return factors
+    lost = rows.sum(-1, keepdim=True) - block.sum(-1, keepdim=True)
+    gained: Tensor = torch.cholesky_solve(lost, cholesky(block))
+    return 1 + gained.squeeze(-1)

@@ -20,21 +20,25 @@ def ridge_of(gram: Tensor, relative: float) -> float:
 def cholesky(gram: Tensor, relative: float = 1e-10) -> Tensor:
     """Return L with L Lᵀ = C + λI, the ridge being raised tenfold until C + λI is definite.
 
-    `gram` is [..., n, n]. Raises `Refused` for a matrix with NaN or negative eigenvalues.
+    `gram` is [..., n, n], each with the ridge of its own scale. Raises `Refused` for a matrix
+    with NaN, infinite or clearly negative eigenvalues.
     """
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     while True:
-        ridge = max(ridge_of(gram, relative), torch.finfo(gram.dtype).tiny)
-        root, info = torch.linalg.cholesky_ex(gram + ridge * eye)
-        if not info.any():
+        shifted = gram.clone()
+        ridge = (relative * scale).clamp(min=torch.finfo(gram.dtype).tiny)
+        shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        root, info = torch.linalg.cholesky_ex(shifted)
+        # Not every device reports NaN in `info`.
+        if not info.any() and root.isfinite().all():
             factor: Tensor = root
             return factor
-        if relative > 1 or not torch.isfinite(gram).all():
+        if relative > 1 or not gram.isfinite().all():
             raise Refused(
                 "a Gram matrix is not finite, or not that of any activations",
                 hint="calibrate again; if it stays, check the model with: poolreg eval",
             )
-        relative *= 10
+        relative = max(10 * relative, torch.finfo(gram.dtype).eps)
 
 
 def condition(gram: Tensor, steps: int = 30) -> float:
@@ -45,7 +49,9 @@ def condition(gram: Tensor, steps: int = 30) -> float:
     root, info = torch.linalg.cholesky_ex(gram)
     if info.any():
         return float("inf")
-    large = small = torch.ones(len(gram), 1, dtype=gram.dtype, device=gram.device)
+    # A start without symmetry: one like (1, …, 1) may be orthogonal to what is sought.
+    start = torch.randn(len(gram), 1, generator=torch.Generator().manual_seed(0))
+    large = small = start.to(gram)
     for _ in range(steps):
         large = gram @ (large / large.norm())
         small = torch.cholesky_solve(small / small.norm(), root)
@@ -56,9 +62,10 @@ def leverage_scores(gram: Tensor, ridge: float) -> Tensor:
     """Return the ridge leverage scores s_i = [C (C + λI)⁻¹]_ii, [n].
 
     Computed as 1 − λ [(C + λI)⁻¹]_ii, which does not cancel (arXiv 2408.09632, algorithm 1).
+    Raises `Refused` as `cholesky` does.
     """
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * eye))
+    inverse = torch.cholesky_inverse(cholesky(gram + ridge * eye, 0.0))
     return 1 - ridge * inverse.diagonal()
 
 
@@ -67,12 +74,15 @@ def compensate(gram: Tensor, weight: Tensor, kept: Tensor, ridge: float = 0.0) -
 
     Ŵ = (SᵀCS + λI)⁻¹ (SᵀC W + λ SᵀW): with λ = 0 the least-squares optimum of
     Σ ‖aW − a S Ŵ‖² (arXiv 2408.09632, theorem 3.2), for large λ the kept rows as they were.
-    `gram` [n, n], `weight` [n, d], `kept` [k] indices.
+    `gram` [n, n], `weight` [n, d], `kept` [k] indices. Raises `Refused` as `cholesky` does.
     """
-    block = gram[kept][:, kept]
-    moment = gram[kept] @ weight + ridge * weight[kept]
-    root = cholesky(block + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device))
-    return torch.cholesky_solve(moment, root)
+    # Solved for what the kept rows gain: where C is singular they stay as they were.
+    rows = gram[kept]
+    lost = weight.clone()
+    lost[kept] = 0
+    eye = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
+    root = cholesky(rows[:, kept] + ridge * eye)
+    return weight[kept] + torch.cholesky_solve(rows @ lost, root)
 
 
 def projected(gram: Tensor, weight: Tensor, basis: Tensor, ridge: float = 0.0) -> Tensor:

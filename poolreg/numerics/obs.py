@@ -14,6 +14,8 @@ from torch import Tensor
 
 from poolreg.numerics.nystrom import cholesky
 
+CANDIDATES = 64  # at least, for a block of removals: the first ones change the others' prices
+
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
@@ -26,7 +28,7 @@ class Elimination:
     def kept(self, size: int) -> Tensor:
         """Return the indices of the `size` channels that stay, ascending."""
         stays = torch.ones(self.channels, dtype=torch.bool)
-        stays[self.removed[: self.channels - size]] = False
+        stays[self.removed[: self.channels - size].cpu()] = False
         return stays.nonzero().flatten()
 
     def error(self, size: int) -> float:
@@ -48,67 +50,70 @@ def eliminate(
     their selection, whose errors are added. Blocks of removals are applied to C⁻¹ and W
     together; inside a block the choice is exact among the cheapest candidates at its start.
     `block` 1 is the plain greedy rule; 0 chooses a size at which the whole costs about as much
-    as two inversions of C.
+    as two inversions of C. Costs are those of C + λI. Raises `Refused` as `cholesky` does.
     """
     gram, weight = (x if x.dim() == 3 else x[None] for x in (gram, weight))
-    channels = gram.shape[1]
+    left = channels = gram.shape[1]
     block = block or max(1, channels // 64)
     inverse = torch.cholesky_inverse(cholesky(gram, relative_ridge))
-    alive = torch.arange(channels, device=gram.device)
+    weight = weight.clone()
+    rows = torch.arange(channels, device=gram.device)  # the channel of each row of C⁻¹ and W
+    alive = torch.ones_like(rows, dtype=torch.bool)
     removed, costs = [], []
-    while len(alive) > least:
-        count = min(block, len(alive) - least)
-        places, prices = _cheapest(inverse, weight, count, exact=block == 1)
-        removed.append(alive[places].cpu())
+    while left > least:
+        places, prices = _cheapest(inverse, weight, alive, min(block, left - least))
+        removed.append(rows[places].cpu())
         costs.append(prices)
-        stays = torch.ones(len(alive), dtype=torch.bool, device=gram.device)
-        stays[places] = False
-        inverse, weight = _remove(inverse, weight, places, stays.nonzero().flatten())
-        alive = alive[stays]
+        left -= len(places)
+        if left == least:
+            break
+        _remove(inverse, weight, places)
+        alive[places] = False
+        if left <= 0.75 * len(rows):  # copies of the whole are dear: make few
+            inverse, weight = inverse[:, alive][:, :, alive], weight[:, alive]
+            rows, alive = rows[alive], alive[alive]
     none = torch.empty(0, dtype=torch.float64)
     return Elimination(torch.cat([none.long(), *removed]), torch.cat([none, *costs]), channels)
 
 
-def _cheapest(inverse: Tensor, weight: Tensor, count: int, *, exact: bool) -> tuple[Tensor, Tensor]:
+def _cheapest(inverse: Tensor, weight: Tensor, alive: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return places and prices of the `count` next removals, in order."""
     diagonal = inverse.diagonal(dim1=1, dim2=2)
-    scores = (weight.square().sum(2) / diagonal).sum(0)
-    pool = len(scores) if exact else min(len(scores), 4 * count)
-    places = torch.topk(scores, pool, largest=False).indices
+    places = alive.nonzero().flatten()
+    scores = (torch.linalg.vector_norm(weight, dim=2).square() / diagonal).sum(0)[places]
+    pool = min(len(places), max(4 * count, CANDIDATES))
+    places = places[torch.topk(scores, pool, largest=False).indices]
     inner = inverse[:, places][:, :, places].cpu()
     chosen = weight[:, places]
     products = (chosen @ chosen.mT).cpu()  # of the candidates' rows of W
-    gone: list[int] = []
-    prices = []
+    numerators, denominators = (x.diagonal(dim1=1, dim2=2) for x in (products, inner))  # views
+    barred = torch.zeros(pool, dtype=inner.dtype)
+    gone, prices = [], []
     for _ in range(count):
-        scores = (products.diagonal(dim1=1, dim2=2) / inner.diagonal(dim1=1, dim2=2)).sum(0)
-        scores[gone] = torch.inf
+        scores = (numerators / denominators).sum(0) + barred
         place = int(scores.argmin())
         prices.append(scores[place])
         gone.append(place)
-        if len(gone) < count:
-            _forget(inner, products, place)
+        barred[place] = torch.inf
+        _forget(inner, products, place)
     return places[torch.tensor(gone, device=places.device)], torch.stack(prices)
 
 
 def _forget(inner: Tensor, products: Tensor, place: int) -> None:
     """Update [C⁻¹] and W Wᵀ of the candidates for the removal of one of them, in place."""
-    pivot = inner[:, place, place, None]
-    share = inner[:, :, place] / pivot  # [G, c]
-    row = products[:, place]
-    own = products[:, place, place, None, None]
-    outer = share[:, :, None] * row[:, None, :]
-    products -= outer + outer.mT - own * share[:, :, None] * share[:, None, :]
-    inner -= share[:, :, None] * inner[:, place, None, :]
-    inner[:, place, place] = 1.0  # its score is masked; keep the division defined
+    column = inner[:, :, place, None].clone()  # [G, c, 1]
+    share = column / column[:, place, None]
+    row = products[:, :, place, None] - products[:, place, place, None, None] / 2 * share
+    products.baddbmm_(share, row.mT, alpha=-1).baddbmm_(row, share.mT, alpha=-1)
+    inner.baddbmm_(share, column.mT, alpha=-1)
+    inner[:, place, place] = 1.0  # its score is barred; keep the division defined
 
 
-def _remove(
-    inverse: Tensor, weight: Tensor, places: Tensor, stays: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return C⁻¹ and the re-fitted W of the channels that stay (a Schur complement)."""
-    mixed = inverse[:, stays][:, :, places]
-    root = torch.linalg.cholesky(inverse[:, places][:, :, places])
-    share = torch.cholesky_solve(mixed.mT, root).mT  # H_RP H_PP⁻¹
-    rest = inverse[:, stays][:, :, stays] - share @ mixed.mT
-    return rest, weight[:, stays] - share @ weight[:, places]
+def _remove(inverse: Tensor, weight: Tensor, places: Tensor) -> None:
+    """Take channels out of C⁻¹ and re-fit W, in place (a Schur complement); their rows vanish."""
+    mixed = inverse[:, places]
+    root = torch.linalg.cholesky(mixed[:, :, places])
+    half = torch.linalg.solve_triangular(root, mixed, upper=False)  # L⁻¹ H_P, L Lᵀ = H_PP
+    fitted = torch.linalg.solve_triangular(root, weight[:, places], upper=False)
+    inverse.baddbmm_(half.mT, half, alpha=-1)
+    weight.baddbmm_(half.mT, fitted, alpha=-1)
