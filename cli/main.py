@@ -32,6 +32,7 @@ COMMANDS = {
         "model": "model:model",
         "diff": "diff:diff",
         "merge": "merge:merge",
+        "compress": "compress:compress",
     },
     "Answers": {"ask": "ask:ask", "eval": "eval:evaluate", "sweep": "sweep:sweep"},
     "Looking": {"ls": "ls:ls", "show": "show:show", "query": "query:query", "sql": "sql:sql"},

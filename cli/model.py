@@ -124,15 +124,22 @@ def lineage(pool: Pool, name: str, form: str) -> None:
     show_rows(pool.lineage(name), form, tables.LINEAGE, names="child")
 
 
-@model.command("export", epilog=examples("poolreg model export code/1 -o code-model"))
+@model.command(
+    "export",
+    epilog=examples(
+        "poolreg model export code/1 -o code-model",
+        "poolreg model export code/1 --gguf -o code.gguf",
+    ),
+)
 @_NAME
-@click.option("-o", "--out", required=True, type=click.Path(), metavar="DIR", help="Where to.")
-@click.option("--force", is_flag=True, help="Replace a model folder that is there.")
+@click.option("-o", "--out", required=True, type=click.Path(), metavar="PATH", help="Where to.")
+@click.option("--gguf", is_flag=True, help="Write one GGUF file for llama.cpp.")
+@click.option("--force", is_flag=True, help="Replace a model folder or file that is there.")
 @in_pool
-def export(pool: Pool, name: str, out: str, force: bool) -> None:
-    """Copy the model NAME to a folder, byte for byte."""
-    folder = pool.export_model(name, out, force=force)
-    message(f"wrote {folder}")
+def export(pool: Pool, name: str, out: str, gguf: bool, force: bool) -> None:
+    """Copy the model NAME to a folder, byte for byte, or write it as one GGUF file."""
+    write = pool.export_gguf if gguf else pool.export_model
+    message(f"wrote {write(name, out, force=force)}")
 
 
 @model.command("rm", epilog=examples("poolreg model rm gpt2"))

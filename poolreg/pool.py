@@ -9,7 +9,7 @@ pool.ask(["python+cpp"])
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from poolreg.text import partitions as data
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from poolreg.compress.variants import Variant, VariantPlan
     from poolreg.evaluation.ask import Answer
     from poolreg.evaluation.sweep import SweepPlan
     from poolreg.models.diff import TensorDiff
@@ -195,6 +196,12 @@ class Pool:
         export_model(self.registry, self._model(name), Path(out), force=force)
         return Path(out)
 
+    def export_gguf(self, name: str, out: PathLike, *, force: bool = False) -> Path:
+        """Write a stored model of the Llama kind as one GGUF file, for llama.cpp."""
+        from poolreg.models.gguf import export_gguf
+
+        return export_gguf(self.registry, self._model(name), Path(out), force=force)
+
     def diff(self, a: str, b: str, *, progress: Progress = SILENT) -> list[TensorDiff]:
         """Return the tensors that differ between two models, with norms."""
         from poolreg.models.diff import diff_models
@@ -210,6 +217,13 @@ class Pool:
                 hint="write it to a folder with: poolreg merge EXPR -o DIR",
             )
         return subject.digest
+
+    def unit_models(self, seed: str | None = None) -> list[str]:
+        """Return the base units that have a model of a seed (default: the only one), as code/1."""
+        resolver = Resolver(self.registry, seed=seed)
+        found = resolver.unit_models(resolver.seed_for(list(resolver.units)[:1]))
+        names = {digest: name for name, digest in resolver.partitions.items()}
+        return sorted(f"{names[p]}/{unit}" for p, unit in found if p in names)
 
     # -- training --------------------------------------------------------------------------
 
@@ -282,6 +296,50 @@ class Pool:
 
         subject = self.resolve(text, scheme=scheme, seed=seed)
         return merge_subject(self.registry, subject, Path(out), **options)
+
+    def plan_compression(
+        self, text: str, ratios: Sequence[float], *, scheme: str = "micro",
+        seed: str | None = None, progress: Progress = SILENT, **how: Any,
+    ) -> list[VariantPlan]:  # fmt: skip
+        """Plan variants of a model or mixture, one a ratio: sizes, parameters, predicted errors.
+
+        `how` are the fields of `poolreg.compress.workshop.Compression`; `calibrate`, the evalset
+        or partition to calibrate on, is needed. The calibration stays in the pool.
+        """
+        from poolreg.compress import variants
+        from poolreg.compress.workshop import Compression, opened
+
+        subject = self.resolve(text, scheme=scheme, seed=seed)
+        variants.check_ratios(ratios)
+        with opened(self.registry, subject, Compression(**how), progress) as workshop:
+            return [variants.plan(workshop, ratio) for ratio in ratios]
+
+    def compress(
+        self, text: str, ratios: Sequence[float], *, name: str | None = None, scheme: str = "micro",
+        seed: str | None = None, replace: bool = False, progress: Progress = SILENT,
+        announce: Callable[[VariantPlan], None] | None = None, **how: Any,
+    ) -> list[Variant]:  # fmt: skip
+        """Make compressed variants of a model or mixture, one a ratio, from one calibration.
+
+        `how` as in `plan_compression`. Several variants of one `name` are NAME-10, NAME-20, ….
+        `announce` is told each plan before anything is made.
+        """
+        from poolreg.compress import variants
+        from poolreg.compress.workshop import Compression, opened
+
+        subject = self.resolve(text, scheme=scheme, seed=seed)
+        names = variants.check_ratios(ratios, name)
+        for label in filter(None, names):
+            self.registry.check_free("model", label, None, replace=True)
+        with opened(self.registry, subject, Compression(**how), progress) as workshop:
+            plans = [variants.plan(workshop, ratio) for ratio in ratios]
+            if announce:
+                for plan in plans:
+                    announce(plan)
+            return [
+                variants.make(workshop, plan, name=label, replace=replace, progress=progress)
+                for plan, label in zip(plans, names, strict=True)
+            ]
 
     def evaluate(
         self, texts: Sequence[str], on: Sequence[str] = (), **options: Any

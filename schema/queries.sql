@@ -118,29 +118,30 @@ FROM pareto
 ORDER BY parent, evalset, max_length, dtype, bytes DESC, bits_per_byte, label;
 
 -- name: ranking
--- Does the ranking survive compression? Rank correlation (Spearman) of the losses of models and mixtures with those of their variants, for each way of compressing.
+-- Does the ranking survive compression? Rank correlation (Spearman) between the losses of models or mixtures and those of their variants, for each way of compressing; with fewer than three it is left out.
 WITH pairs AS (
     SELECT variants.method, variants.target, variants.ratio, array_to_string(variants.without, '+') AS without,
            small.evalset, small.protocol,
-           loss(full_size.nll, full_size.tokens) AS full_loss, loss(small.nll, small.tokens) AS small_loss
+           loss(whole.nll, whole.tokens) AS whole_loss, loss(small.nll, small.tokens) AS small_loss
     FROM variants
     JOIN models ON models.digest = variants.model AND NOT models.removed
     JOIN evaluations AS small ON small.subject = variants.model
-    JOIN evaluations AS full_size
-      ON full_size.subject = variants.parent AND full_size.evalset = small.evalset AND full_size.protocol = small.protocol
-), counted AS (
-    SELECT *, count(*) OVER way AS models FROM pairs
-    WINDOW way AS (PARTITION BY method, target, ratio, without, evalset, protocol)
+    JOIN evaluations AS whole
+      ON whole.subject = variants.parent AND whole.evalset = small.evalset AND whole.protocol = small.protocol
 ), ranked AS (
-    SELECT *, rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY full_loss) AS full_rank,
-           rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY small_loss) AS small_rank
-    FROM counted
+    -- Equal losses share the mean of their ranks.
+    SELECT *, rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY whole_loss)
+              + (count(*) OVER (PARTITION BY method, target, ratio, without, evalset, protocol, whole_loss) - 1) / 2 AS whole_rank,
+           rank() OVER (PARTITION BY method, target, ratio, without, evalset, protocol ORDER BY small_loss)
+              + (count(*) OVER (PARTITION BY method, target, ratio, without, evalset, protocol, small_loss) - 1) / 2 AS small_rank
+    FROM pairs
 )
-SELECT coalesce(evalset_names.name, left(ranked.evalset, 12)) AS evalset, method, target, ratio, without, models,
-       CASE WHEN models >= 3 THEN corr(full_rank, small_rank) END AS rank_correlation,
-       avg(small_loss - full_loss) AS mean_loss_increase,
-       arg_min(full_loss, full_loss) = arg_min(full_loss, small_loss) AS same_best
+SELECT coalesce(min(evalset_names.name), left(ranked.evalset, 12)) AS evalset, method, target, ratio, without,
+       count(*) AS models, if(count(*) >= 3, corr(whole_rank, small_rank), NULL) AS rank_correlation,
+       avg(small_loss - whole_loss) AS mean_loss_increase,
+       min(whole_loss) = arg_min(whole_loss, (small_loss, whole_loss)) AS same_best, protocols.max_length, protocols.dtype
 FROM ranked
+JOIN protocols ON protocols.digest = ranked.protocol
 LEFT JOIN evalset_names ON evalset_names.evalset = ranked.evalset
-GROUP BY ALL
-ORDER BY method, target, ratio, without, evalset;
+GROUP BY ranked.evalset, ranked.protocol, method, target, ratio, without, protocols.max_length, protocols.dtype
+ORDER BY max_length, dtype, method, target, ratio, without, 1;

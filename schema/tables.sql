@@ -254,5 +254,5 @@ COMMENT ON COLUMN variant_modules.size IS 'Size before';
 COMMENT ON COLUMN variant_modules.kept IS 'Size after';
 COMMENT ON COLUMN variant_modules.parameters IS 'Parameters before';
 COMMENT ON COLUMN variant_modules.kept_parameters IS 'Parameters after';
-COMMENT ON COLUMN variant_modules.predicted_error IS 'Mean squared change of the residual stream relative to its own, predicted from the calibration';
-COMMENT ON COLUMN variant_modules.error IS 'The same, measured on the held-out tokens';
+COMMENT ON COLUMN variant_modules.predicted_error IS 'Error predicted from the calibration: nats per token where the method probes, else as in error';
+COMMENT ON COLUMN variant_modules.error IS 'Mean squared change of the residual stream relative to its own, on held-out tokens';

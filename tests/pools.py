@@ -123,6 +123,75 @@ def model_folder(
     return folder
 
 
+# -- models that can be compressed ----------------------------------------------------------
+
+_WIDER = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+_WIDER_LLAMA = {**_WIDER, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+_WIDER_GEMMA = {
+    **_WIDER_LLAMA, "sliding_window": 8, "query_pre_attn_scalar": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+COMPRESSIBLE = {
+    "llama": {**_WIDER_LLAMA, "tie_word_embeddings": True},
+    "mistral": {**_WIDER_LLAMA, "sliding_window": 8},
+    "qwen2": {name: size for name, size in _WIDER_LLAMA.items() if name != "head_dim"},
+    "qwen3": _WIDER_LLAMA,
+    "olmo2": _WIDER_LLAMA,
+    "gemma": _WIDER_LLAMA,
+    "gemma2": _WIDER_GEMMA,
+    "gemma3_text": _WIDER_GEMMA,
+    "opt": {**_WIDER, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 48},
+    "gpt_neox": {**_WIDER, "intermediate_size": 48, "rotary_pct": 0.5},
+}  # fmt: skip
+
+
+def random_model(family: str, *, seed: int = 0, **sizes: Any) -> Any:
+    """Return a model of two layers with random weights, biases and norms."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        **{**COMPRESSIBLE.get(family, {}), **sizes},
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            is_norm = weight.ndim == 1 and name.endswith("weight")
+            noise = torch.randn(weight.shape, generator=random)
+            weight.copy_(0.25 * noise + (1.0 if is_norm else 0.0))
+    return model.eval()
+
+
+def saved(model: Any, folder: Path, dtype: str = "float32", *, tokenizer: bool = True) -> Path:
+    """Write a model as `save_pretrained` does, with the tokenizer."""
+    import torch
+
+    from poolreg.models.loading import quiet_transformers
+
+    with quiet_transformers():
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if tokenizer:
+        for name, data in _tokenizer_files().items():
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def write_prose(path: Path, documents: int, seed: int = 0) -> Path:
+    """Write JSON lines of made-up words, documents of 2 to 40 of them."""
+    random = np.random.RandomState(seed)
+    letters = [chr(ord("a") + n) for n in range(26)]
+    words = ["".join(random.choice(letters, random.randint(1, 7))) for _ in range(300)]
+    lines = [" ".join(random.choice(words, random.randint(2, 40))) for _ in range(documents)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
 Arrays = dict[str, tuple[str, np.ndarray]]
 
 

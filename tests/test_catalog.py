@@ -125,6 +125,24 @@ bodies = {
             "token_scores": s,
         }), few, few, few, few, real, number,
     ),
+    "calibration": st.builds(
+        lambda key, s, t, p, n, x: (key, {
+            "subject": s, "text": t, "text_kind": "evalset", "protocol": p, "token_limit": n,
+            "tokens": n, "held_out_tokens": n // 8, "largest": 8, "condition": x, "windows": t,
+            "layers": [s] * (n % 3), "seconds": 0.5,
+        }), few, few, few, few, number, st.none() | real,
+    ),
+    "variant": st.builds(
+        lambda key, m, p, c, n, parts: (key, {
+            "model": m, "parent": p, "parent_label": "a+b", "method": "poolreg", "target": "full",
+            "ratio": 0.25, "achieved": 0.26, "without": ["obs", "probe"][: n % 3], "epsilon": 0.1,
+            "step": None if n % 2 else 4, "sequential": n % 5 == 0, "calibration": c,
+            "block_parameters": n, "parent_block_parameters": 2 * n, "parent_parameters": 3 * n,
+            "parent_bytes": n, "shared_bytes": 0, "logit_difference": 1e-7, "seconds": 0.5,
+            "modules": [[i, "mlp", 8, 4, n, n // 2, None if n % 2 else 0.1, 0.2]
+                        for i in range(parts)],
+        }), few, few, few, few, number, st.integers(0, 2),
+    ),
     "contamination": st.builds(
         lambda key, e, p, n: (key, {"evalset": e, "partition": p, "documents": n}),
         few, few, few, number,

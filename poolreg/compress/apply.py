@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,14 @@ def shrink(
             scores, heads, ingredients, pairs=sizes.pairs, passing=sizes.passing
         )
         local = qkvo.LocalAttention(weights, statistics, heads, scaling)
-        errors["pairs" if full.pairs else "passing"] = local.error(maps)
+        for part in ("pairs", "passing"):
+            if getattr(sizes, part) != getattr(full, part):
+                alone = replace(full, **{part: getattr(sizes, part)})
+                errors[part] = local.error(
+                    qkvo.query_key_maps(
+                        scores, heads, ingredients, pairs=alone.pairs, passing=alone.passing
+                    )
+                )
         qkvo.shrink_queries_keys(weights, heads, maps)
         if sizes.pairs != full.pairs:
             pairs = qkvo.kept_pairs(scores, sizes.pairs)

@@ -148,12 +148,14 @@ def calibrate(
     return _calibration({"digest": key, **body}, text, memoised=False)
 
 
-def tokens_of(registry: Registry, calibration: Calibration, folder: Path) -> TokenisedSet:
+def tokens_of(
+    registry: Registry, calibration: Calibration, folder: Path, *, trust_code: bool
+) -> TokenisedSet:
     """Return the tokens of a calibration's text again."""
     row = registry.one("protocol", digest=calibration.protocol)
     protocol = Protocol(row["max_length"], row["tokenizer"], row["dtype"])
     documents = _documents(registry, calibration.text, calibration.limit)
-    return tokenise(documents, folder, protocol)
+    return tokenise(documents, folder, protocol, trust_code=trust_code)
 
 
 def _documents(registry: Registry, text: CalibrationText, limit: int) -> list[str]:

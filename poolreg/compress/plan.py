@@ -83,8 +83,9 @@ def analyse(
         errors = {"mlp": [channels.error(int(width)) for width in allowed["mlp"]]}
         if "values" in allowed:
             errors["values"] = _value_errors(
-                weights, statistics, heads, bases[0], allowed["values"]
-            )
+                weights, statistics, heads, bases[0], allowed["values"],
+                centred=weights.o_bias is not None and "intercept" in ingredients,
+            )  # fmt: skip
         if scores is not None:
             local = qkvo.LocalAttention(weights, statistics, heads, scaling)
             errors |= _score_errors(local, scores, full, ingredients, allowed=allowed)
@@ -110,10 +111,11 @@ def _curve(sizes: Sizes, errors: Floats, price: int) -> Curve:
 
 
 def _value_errors(
-    weights: LayerWeights, statistics: LayerStatistics, heads: Heads, bases: Tensor, ranks: Sizes
-) -> list[float]:
+    weights: LayerWeights, statistics: LayerStatistics, heads: Heads, bases: Tensor, ranks: Sizes,
+    *, centred: bool,
+) -> list[float]:  # fmt: skip
     """Return the error per calibration token of the re-fitted output at each rank."""
-    gram, _ = moments(statistics, "out", centred=weights.o_bias is not None)
+    gram, _ = moments(statistics, "out", centred=centred)
     errors = []
     for rank in ranks:
         wide = torch.block_diag(*bases[:, :, : int(rank)].repeat_interleave(heads.group, 0))

@@ -24,8 +24,9 @@ from poolreg.models.modeling_poolreg import Family
 from poolreg.numerics.allocate import Curve
 
 PROBE_SHARE = 0.5  # of a part's size is left when it is probed
-PROBE_TOKENS = 2048
-LOGITS_AT_ONCE = 1 << 27  # elements of the predictions that are kept: 512 MiB
+TELLING = 1e-2  # of the error of the smallest size: less would measure rounding
+PROBE_TOKENS = 1024
+LOGITS_AT_ONCE = 1 << 25  # elements of the predictions of one pass: 128 MiB
 
 
 @torch.inference_mode()
@@ -40,24 +41,33 @@ def priced(
     """
     tokens = min(PROBE_TOKENS, LOGITS_AT_ONCE // model.config.vocab_size)
     ids = ids[: max(1, tokens // ids.shape[1])]
-    usual = _predictions(model, ids)
-    found = []
+    live: Any = model.get_submodule(names.layers)
+    states, usual = _states(model, live, ids)
+    stock, found = list(live), []
     for index, analysis in enumerate(analyses):
-        live: Any = model.get_submodule(names.layers)
-        whole, curves, seen = live[index], {}, statistics(index)
+        whole, curves, seen = stock[index], {}, statistics(index)
         for part, curve in analysis.curves.items():
-            at = int((curve.sizes >= PROBE_SHARE * curve.sizes[-1]).argmax())
+            at = _probed(curve)
             live[index] = _shrunk(
                 whole, names, heads, analysis, config=model.config, part=part,
                 size=int(curve.sizes[at]), seen=seen, ingredients=ingredients,
             )  # fmt: skip
             divergence = _divergence(usual, _predictions(model, ids))
-            live[index] = whole
-            factor = divergence / max(float(curve.errors[at]), 1e-300)
+            factor = max(divergence, 0.0) / max(float(curve.errors[at]), 1e-300)
             curves[part] = Curve(curve.sizes, curve.costs, curve.errors * factor)
+        live[index] = _Recalled(states[index])  # the next layers need not run through this one
         found.append(replace(analysis, curves=curves))
         progress(1)
+    for index, layer in enumerate(stock):
+        live[index] = layer
     return found
+
+
+def _probed(curve: Curve) -> int:
+    """Return the place of the size to probe: smaller than half where half loses nothing."""
+    half = int((curve.sizes >= PROBE_SHARE * curve.sizes[-1]).argmax())
+    telling = int((curve.errors >= TELLING * curve.errors[0]).sum()) - 1  # errors descend
+    return min(half, telling)
 
 
 def _shrunk(
@@ -73,6 +83,30 @@ def _shrunk(
     )  # fmt: skip
     install(made, shrunk, names, config, sizes.entry(analysis.full))
     return made
+
+
+class _Recalled(torch.nn.Module):
+    """Stands for a layer, and for all before it, by giving what the layer gave."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Return the remembered output."""
+        return self.state
+
+
+def _states(model: Any, live: Any, ids: Tensor) -> tuple[list[Any], Tensor]:
+    """Return what each layer gives on token ids, and the predictions."""
+    states: list[Any] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in live
+    ]
+    usual = _predictions(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return states, usual
 
 
 def _predictions(model: Any, ids: Tensor) -> Tensor:

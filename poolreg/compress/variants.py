@@ -41,9 +41,8 @@ CHECKED_WINDOWS = 2  # windows on which a folder's logits are compared
 class ModulePlan:
     """One part of one layer (see `sizes.PARTS`): its size, what is kept, and the error of that.
 
-    `error` is the mean squared change of the residual stream relative to the stream's own: in a
-    plan predicted from the calibration (None where the method does not look), in a variant
-    measured on held-out tokens.
+    `error` is predicted from the calibration, in the plan's `error_unit` (None where the method
+    does not look).
     """
 
     layer: int
@@ -57,7 +56,11 @@ class ModulePlan:
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """What one ratio comes to; pairs are (before, after), of the blocks and of the whole model."""
+    """What one ratio comes to; pairs are (before, after), of the blocks and of the whole model.
+
+    Errors are in nats per token (the divergence of the predictions) where parts were probed, else
+    mean squared changes of the residual stream relative to the stream's own.
+    """
 
     ratio: float
     sizes: tuple[LayerSizes, ...]
@@ -65,11 +68,15 @@ class VariantPlan:
     block_parameters: tuple[int, int]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    error_unit: str
+    calibrated_on: str
+    notes: tuple[str, ...]
 
     @property
     def achieved(self) -> float:
         """The share of the block parameters that goes."""
-        return 1 - self.block_parameters[1] / self.block_parameters[0]
+        before, after = self.block_parameters
+        return (before - after) / before
 
     @property
     def error(self) -> float | None:
@@ -89,6 +96,7 @@ class Variant:
     label: str
     digest: str
     parent: str
+    parent_label: str
     plan: VariantPlan
     logit_difference: float
     bytes: int
@@ -97,16 +105,24 @@ class Variant:
     new: bool
 
 
+def check_ratios(ratios: Sequence[float], name: str | None = None) -> list[str | None]:
+    """Return a name for each ratio's variant; raises `UsageError` for ratios outside (0, 1)."""
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise UsageError(
+                f"the ratio {ratio:g} is not between 0 and 1",
+                hint="it is the share of the block parameters to remove, such as 0.3",
+            )
+    if name is None or len(ratios) == 1:
+        return [name] * len(ratios)
+    return [f"{name}-{100 * ratio:g}" for ratio in ratios]
+
+
 def plan(workshop: Workshop, ratio: float) -> VariantPlan:
     """Choose sizes that remove `ratio` of the block parameters.
 
-    Raises `UsageError` for a ratio outside (0, 1) or beyond what the target allows.
+    Raises `UsageError` for a ratio beyond what the target allows.
     """
-    if not 0 < ratio < 1:
-        raise UsageError(
-            f"the ratio {ratio:g} is not between 0 and 1",
-            hint="it is the share of the block parameters to remove, such as 0.3",
-        )
     analyses, how = workshop.analyses, workshop.how
     if how.target == "stock":
         sizes = stock.uniform_sizes(analyses, ratio)
@@ -121,6 +137,8 @@ def plan(workshop: Workshop, ratio: float) -> VariantPlan:
         ratio, tuple(sizes), modules, (before, after),
         (row["parameters"], row["parameters"] - before + after),
         (row["bytes"], row["bytes"] - gone),
+        "nats per token" if "probe" in how.ingredients else "of the residual stream",
+        workshop.calibration.text.label, workshop.calibration.notes,
     )  # fmt: skip
 
 
@@ -155,6 +173,8 @@ def make(
     known = registry.select("variant_of_request", request=digest_of(request))
     if known:
         return _known(workshop, planned, known[0], name, replace=replace)
+    if name:
+        registry.check_free("model", name, "", replace=replace)
     model, errors = _compressed(workshop, planned, progress)
     with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as staging:
         folder = Path(staging)
@@ -184,7 +204,16 @@ def make(
     _record(workshop, body)
     label = registry.one("model_label", model=added.digest)["label"]
     return Variant(
-        label, added.digest, subject.digest, planned, difference, added.bytes, shared, seconds, True
+        label,
+        added.digest,
+        subject.digest,
+        subject.label,
+        planned,
+        difference,
+        added.bytes,
+        shared,
+        seconds,
+        True,
     )
 
 
@@ -221,7 +250,10 @@ def _statistics(workshop: Workshop, model: Any, index: int) -> LayerStatistics:
     stored = workshop.calibration.layer(workshop.registry, index, device=model.device)
     if not workshop.how.sequential or index == 0:
         return stored
-    tokens = tokens_of(workshop.registry, workshop.calibration, workshop.folder)
+    tokens = tokens_of(
+        workshop.registry, workshop.calibration, workshop.folder,
+        trust_code=workshop.parent["trusted_code"],
+    )  # fmt: skip
     sample = choose_windows(tokens, workshop.calibration.limit)
     ((_, now),) = gather(model, workshop.names, tokens, sample=sample, only=[index])
     return now
@@ -240,10 +272,9 @@ def _write(workshop: Workshop, planned: VariantPlan, model: Any, folder: Path) -
         made = stock.stock_config(config, workshop.names, size, frequencies)
         state = stock.stock_tensors(model, full.values)
     else:
-        entry = config_entries(config["model_type"])
         made = config | {
             "model_type": PREFIX + config["model_type"],
-            "architectures": entry["architectures"],
+            "architectures": config_entries(config["model_type"])["architectures"],
             "layer_sizes": _entries(workshop, planned),
         }
         state = model.state_dict()
@@ -308,6 +339,6 @@ def _known(
             registry.record(records.name("model", name, row["model"]))
     label = registry.one("model_label", model=row["model"])["label"]
     return Variant(
-        label, row["model"], workshop.subject.digest, planned, row["logit_difference"],
-        row["bytes"], row["shared_bytes"], row["seconds"], False,
+        label, row["model"], workshop.subject.digest, workshop.subject.label, planned,
+        row["logit_difference"], row["bytes"], row["shared_bytes"], row["seconds"], False,
     )  # fmt: skip

@@ -61,6 +61,9 @@ class Compression:
             )
         if not self.epsilon > 0:
             raise UsageError(f"epsilon is {self.epsilon}", hint="choose a temperature above 0")
+        for name in ("tokens", "step", "max_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} is {value}", hint="choose a number of at least 1")
         check_ingredients(self.without)
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from poolreg.errors import Conflict, Incompatible, UsageError
-from poolreg.files import staged_folder, storage_errors
+from poolreg.files import staged_folder, storage_errors, write_atomic
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
@@ -252,9 +252,21 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def export_model(registry: Registry, digest: str, out: Path, *, force: bool = False) -> None:
-    """Copy a stored model to a folder, byte for byte, each file checked against its digest."""
+    """Copy a stored model to a folder, byte for byte, each file checked against its digest.
+
+    A compressed variant also gets the code that loads it where poolreg is not installed, and the
+    entries in config.json that name it.
+    """
     with new_folder(out, force=force) as staging:
         for row in registry.select("model_files", model=digest):
             registry.objects.check(row["object"])
             source = registry.objects.existing(row["object"])
             shutil.copyfile(source, staging / check_file_name(row["name"]))
+        config = stored_config(registry, digest)
+        if config["model_type"].startswith("poolreg_"):
+            from poolreg.models import modeling_poolreg
+
+            config |= modeling_poolreg.config_entries(config["model_type"])
+            text = json.dumps(config, indent=2) + "\n"
+            write_atomic(staging / "config.json", text.encode())
+            shutil.copy(modeling_poolreg.__file__, staging / "modeling_poolreg.py")

@@ -38,8 +38,11 @@ def refuse_code(value: dict[str, Any], path: Path) -> None:
     """Raise `Refused` if `value`, read from `path`, asks the loader to run code of its author.
 
     That is an `auto_map` (Python files beside the weights), or an implementation of attention
-    or experts that names a repository of kernels, at any depth.
+    or experts that names a repository of kernels, at any depth. The file beside an exported
+    variant of ours is never run: poolreg's own classes are found first.
     """
+    if str(value.get("model_type", "")).startswith("poolreg_"):
+        value = {key: item for key, item in value.items() if key != "auto_map"}
     reason = _code(value)
     if reason:
         raise Refused(
