@@ -137,7 +137,11 @@ def lineage(pool: Pool, name: str, form: str) -> None:
 @click.option("--force", is_flag=True, help="Replace a model folder or file that is there.")
 @in_pool
 def export(pool: Pool, name: str, out: str, gguf: bool, force: bool) -> None:
-    """Copy the model NAME to a folder, byte for byte, or write it as one GGUF file."""
+    """Copy the model NAME to a folder, or write it as GGUF.
+
+    Files are copied byte for byte. A compressed variant also gets the code that loads it where
+    poolreg is not installed.
+    """
     write = pool.export_gguf if gguf else pool.export_model
     message(f"wrote {write(name, out, force=force)}")
 

@@ -646,7 +646,9 @@ def test_every_lookup_runs(request, name, full):
 def test_every_query_runs(request, name, full):
     catalog = request.getfixturevalue("small" if full else "empty").catalog
     table = catalog.sandbox(statements("queries.sql")[name].sql)
-    assert bool(table.rows) == (full or name == "ledger")
+    # test_compress.py has a pool with variants.
+    filled = full and name not in ("variants", "pareto", "ranking")
+    assert bool(table.rows) == (filled or name == "ledger")
     assert statements("queries.sql")[name].description
     assert len(set(table.columns)) == len(table.columns)
 

@@ -10,7 +10,7 @@ import pytest
 
 PLAN = {
     "subject", "variant", "ratio", "achieved", "block_parameters", "parameters", "bytes",
-    "predicted_error", "modules", "digest",
+    "predicted_error", "modules", "digest", "calibrated_on",
 }  # fmt: skip
 MADE = PLAN | {"shared_bytes", "seconds", "logit_difference", "new"}
 

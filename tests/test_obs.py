@@ -86,7 +86,7 @@ def test_costs_add_up_to_the_real_error_of_what_stays(seed, block, maps):
     assert sorted([*found.removed.tolist(), *found.kept(2).tolist()]) == list(range(24))
     for size in (24, 23, 12, 3, 2):
         real = refitted(rows, weight, found.kept(size).tolist())
-        assert found.error(size) == pytest.approx(real, rel=1e-5, abs=1e-9)
+        assert found.error(size) == pytest.approx(real, rel=1e-4, abs=1e-9)
 
 
 @given(

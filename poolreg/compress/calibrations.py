@@ -149,7 +149,7 @@ def calibrate(
 
 
 def tokens_of(
-    registry: Registry, calibration: Calibration, folder: Path, *, trust_code: bool
+    registry: Registry, calibration: Calibration, folder: Path, *, trust_code: bool = False
 ) -> TokenisedSet:
     """Return the tokens of a calibration's text again."""
     row = registry.one("protocol", digest=calibration.protocol)
