@@ -127,8 +127,8 @@ JOIN (
     UNION ALL SELECT model, label FROM model_labels
 ) AS parents ON parents.subject = variants.parent
 LEFT JOIN evalset_names ON evalset_names.evalset = calibrations.text
-LEFT JOIN names AS partition_names
-  ON partition_names.target = calibrations.text AND partition_names.space = 'partition' AND partition_names.current;
+LEFT JOIN (SELECT target, min(name) AS name FROM names WHERE space = 'partition' AND current GROUP BY target) AS partition_names
+  ON partition_names.target = calibrations.text;
 COMMENT ON VIEW variant_list IS 'Compressed models with their parents, sizes and how they were made';
 
 CREATE VIEW pareto AS

@@ -34,7 +34,7 @@ def value_bases(
     """
     grams = _value_grams(weights, statistics, heads, ingredients)
     outputs = weights.o.unflatten(0, (heads.keys, heads.group, heads.size))
-    eye = torch.eye(heads.size, dtype=torch.float64)
+    eye = torch.eye(heads.size, dtype=weights.o.dtype, device=weights.o.device)
     bases, duals = [], []
     for gram, output in zip(grams, outputs, strict=True):
         joint = heads.group == 1 or "joint-svd" in ingredients
@@ -76,7 +76,7 @@ def shrink_values(
         # Attention weights sum to 1, so a constant in the values is a constant in the output.
         per_head = weights.v_bias.unflatten(0, (heads.keys, heads.size))
         constant = per_head.repeat_interleave(heads.group, 0).flatten()
-        weights.v_bias = torch.zeros(heads.keys * rank, dtype=torch.float64)
+        weights.v_bias = bias.new_zeros(heads.keys * rank)
         weights.o_bias = bias + constant @ old
     elif weights.v_bias is not None:
         bias_rows = weights.v_bias.unflatten(0, (heads.keys, 1, heads.size))
@@ -127,7 +127,7 @@ def rank_queries_keys(
     pairs = []
     for head in range(heads.keys if turned else 0):
         if "rescale" in ingredients:
-            ones = torch.ones(heads.group, turned // 2, 1, dtype=torch.float64)
+            ones = products.new_ones(heads.group, turned // 2, 1)
             pairs.append(eliminate(products[head], ones, 0, block=1))
         else:
             energy = pair_scores(q[head][:, :turned, :turned], k[head][:, :turned, :turned])
@@ -149,7 +149,7 @@ def _other_channels(queries: Tensor, keys: Tensor, *, two: bool) -> tuple[Tensor
             left, right = factors.left.unflatten(0, (len(q), size)), factors.right.mT
         else:
             order = channel_scores(q, k).sum(0).argsort(descending=True)
-            right = torch.eye(size, dtype=torch.float64)[:, order]
+            right = torch.eye(size, dtype=q.dtype, device=q.device)[:, order]
             left = right.expand(len(q), -1, -1)
         lefts.append(left)
         rights.append(right)
@@ -174,13 +174,13 @@ def query_key_maps(
     """
     half, count, chosen_pairs = heads.rotated // 2, pairs, kept_pairs(ranking, pairs)
     wide = 2 * count + passing
-    left = torch.zeros(heads.queries, heads.size, wide, dtype=torch.float64)
-    right = torch.zeros(heads.keys, heads.size, wide, dtype=torch.float64)
+    left = ranking.left.new_zeros(heads.queries, heads.size, wide)
+    right = ranking.right.new_zeros(heads.keys, heads.size, wide)
     columns = torch.arange(count)
     for key in range(heads.keys):
         chosen = chosen_pairs[key]
         for member in range(heads.group):
-            factors = torch.ones(count, dtype=torch.float64)
+            factors = ranking.products.new_ones(count)
             if "rescale" in ingredients and 0 < count < half:
                 factors = rescale(ranking.products[key, member], chosen)
             head = key * heads.group + member

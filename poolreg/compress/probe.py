@@ -55,7 +55,9 @@ def priced(
             divergence = _divergence(usual, _predictions(model, ids))
             factor = max(divergence, 0.0) / max(float(curve.errors[at]), 1e-300)
             curves[part] = Curve(curve.sizes, curve.costs, curve.errors * factor)
-        live[index] = _Recalled(states[index])  # the next layers need not run through this one
+        live[index] = _Recalled(
+            states[index], whole
+        )  # the next layers need not run through this one
         found.append(replace(analysis, curves=curves))
         progress(1)
     for index, layer in enumerate(stock):
@@ -88,9 +90,10 @@ def _shrunk(
 class _Recalled(torch.nn.Module):
     """Stands for a layer, and for all before it, by giving what the layer gave."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, layer: Any) -> None:
         super().__init__()
         self.state = state
+        self.attention_type = getattr(layer, "attention_type", None)  # some models ask for it
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return the remembered output."""

@@ -126,10 +126,11 @@ def opened(
         )  # fmt: skip
         analyses = _analyse(registry, model, names, calibration, how=how, progress=progress)
         dtypes = {n: info.dtype for n, (_, info) in stored_tensors(registry, first).items()}
+        sizes = heads(model.config)
+        del model  # whoever compresses loads a fresh one: let there be one at a time
         yield Workshop(
-            registry, subject, how, folder, names, heads(model.config), calibration,
-            tuple(analyses), dtypes,
-        )  # fmt: skip
+            registry, subject, how, folder, names, sizes, calibration, tuple(analyses), dtypes
+        )
 
 
 @contextlib.contextmanager
