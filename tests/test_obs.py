@@ -84,9 +84,10 @@ def test_costs_add_up_to_the_real_error_of_what_stays(seed, block, maps):
     rows, weight = problem(seed, 80, 24, maps=maps)
     found = eliminate(rows.mT @ rows, weight, 2, block=block, relative_ridge=1e-12)
     assert sorted([*found.removed.tolist(), *found.kept(2).tolist()]) == list(range(24))
+    largest = found.error(2)  # C⁻¹ loses digits where a channel is nearly redundant
     for size in (24, 23, 12, 3, 2):
         real = refitted(rows, weight, found.kept(size).tolist())
-        assert found.error(size) == pytest.approx(real, rel=1e-4, abs=1e-9)
+        assert found.error(size) == pytest.approx(real, rel=1e-4, abs=1e-7 * largest)
 
 
 @given(
