@@ -171,7 +171,7 @@ def check_reachable(analyses: Sequence[LayerAnalysis], ratio: float) -> int:
         raise UsageError(
             f"a ratio of {ratio:g} cannot be reached: at most {most / total:.1%} of the block "
             f"parameters can go here{why}",
-            hint="choose a smaller --ratio, or --target full",
+            hint="choose a smaller --ratio" + (", or --target full" if len(whole) > 1 else ""),
         )
     return wanted
 
