@@ -213,7 +213,8 @@ def test_escaped_nul_is_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", ["text".encode("utf-16"), b"\xff\xfe", b"caf\xe9", gzip.compress(b"text", mtime=0), b"a\0b"]
+    "data",
+    ["text".encode("utf-16"), b"\xff\xfe", b"caf\xe9", gzip.compress(b"text", mtime=0), b"a\0b"],
 )
 def test_files_that_are_not_text(tmp_path, data):
     file = write(tmp_path / "a.txt", data)
