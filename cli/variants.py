@@ -36,6 +36,7 @@ def say_plan(label: str, plan: VariantPlan) -> None:
         message(f"  layer {index:<3} {kept}  {parameters:,} parameters{error}")
     if plan.error is not None:
         message(f"  predicted error {plan.error:.3g} {plan.error_unit}")
+    message(f"  {plan.calibration}")
     for note in plan.notes:
         message(f"note: {note}")
 

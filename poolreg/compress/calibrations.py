@@ -90,6 +90,15 @@ class Calibration:
         return LayerStatistics(tensors, int(tokens), influence, energy)
 
     @property
+    def summary(self) -> str:
+        """What the Gram matrices rest on, in one line."""
+        condition = "singular" if self.condition is None else f"{self.condition:.1e}"
+        return (
+            f"calibrated on {self.text.label}: {self.tokens:,} tokens, {self.held_out_tokens:,} "
+            f"held out; largest condition number of a Gram matrix: {condition}"
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Warnings about what this calibration can support."""
         if self.tokens >= ENOUGH * self.largest:

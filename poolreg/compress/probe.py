@@ -55,9 +55,8 @@ def priced(
             divergence = _divergence(usual, _predictions(model, ids))
             factor = max(divergence, 0.0) / max(float(curve.errors[at]), 1e-300)
             curves[part] = Curve(curve.sizes, curve.costs, curve.errors * factor)
-        live[index] = _Recalled(
-            states[index], whole
-        )  # the next layers need not run through this one
+        # The next layers are probed without running this one again.
+        live[index] = _Recalled(states[index], whole)
         found.append(replace(analysis, curves=curves))
         progress(1)
     for index, layer in enumerate(stock):

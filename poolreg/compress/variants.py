@@ -70,6 +70,7 @@ class VariantPlan:
     bytes: tuple[int, int]
     error_unit: str
     calibrated_on: str
+    calibration: str
     notes: tuple[str, ...]
 
     @property
@@ -138,7 +139,7 @@ def plan(workshop: Workshop, ratio: float) -> VariantPlan:
         (row["parameters"], row["parameters"] - before + after),
         (row["bytes"], row["bytes"] - gone),
         "nats per token" if "probe" in how.ingredients else "of the residual stream",
-        workshop.calibration.text.label, workshop.calibration.notes,
+        workshop.calibration.text.label, workshop.calibration.summary, workshop.calibration.notes,
     )  # fmt: skip
 
 
