@@ -88,8 +88,8 @@ SELECT table_name, column_name, data_type, comment FROM duckdb_columns()
 WHERE database_name = 'pool' AND NOT internal ORDER BY table_name, column_index
 """
 MACROS = """
-SELECT function_name, parameters, macro_definition FROM duckdb_functions()
-WHERE database_name = 'pool' AND NOT internal ORDER BY function_name
+SELECT function_name, parameters, comment FROM duckdb_functions()
+WHERE database_name = 'pool' AND NOT internal AND NOT starts_with(function_name, '_') ORDER BY function_name
 """
 
 
@@ -116,7 +116,7 @@ def schema_page() -> str:
     lines += ["\n## Macros\n", "| macro | meaning |", "|---|---|"]
     for macro in macros:
         call = f"{macro['function_name']}({', '.join(macro['parameters'])})"
-        lines.append(f"| `{call}` | `{_cell(macro['macro_definition'])}` |")
+        lines.append(f"| `{call}` | {_cell(macro['comment'] or '')} |")
     lines += ["\n## Named queries\n", "Run with `poolreg query NAME`.\n"]
     for query in queries:
         lines += [f"### {query.name}\n", f"{query.description}\n", f"```sql\n{query.sql}\n```\n"]

@@ -1,0 +1,1 @@
+"""From measurements to decisions: trust in proxies, predictions, attribution, suggestions."""

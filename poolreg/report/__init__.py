@@ -1,0 +1,1 @@
+"""The pool as one page to look at, and its figures."""
