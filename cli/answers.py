@@ -26,6 +26,9 @@ def show_answers(answers: Sequence[Answer], form: str, *, beside: bool) -> None:
         for budget in budgets:
             values = [r["bits_per_byte"] for r in row["references"] if r["budget"] == budget]
             row[f"reference {budget}"] = values[0] if values else None
+        for made in row["predictions"]:
+            interval = f"{made['value']:.4f} [{made['low']:.4f}, {made['high']:.4f}]"
+            row[f"predicted {made['budget']}"] = interval
     show(rows, form, _columns(rows, beside, budgets), notes=_notes(answers, beside, budgets))
 
 
@@ -48,6 +51,11 @@ def _columns(
     for budget in budgets:
         title = f"reference ({budget})" if budget else "reference"
         columns.append(Column(f"reference {budget}", title, fixed(4)))
+    for key in dict.fromkeys(key for row in rows for key in row if key.startswith("predicted ")):
+        for row in rows:
+            row.setdefault(key, None)
+        budget = key.removeprefix("predicted ")
+        columns.append(Column(key, "predicted" if budget == "None" else f"predicted ({budget})"))
     if not beside:
         columns.append(Column("tokens", write=count))
     return [*columns, Column("memoised")]
@@ -61,6 +69,10 @@ def _notes(answers: Sequence[Answer], beside: bool, budgets: dict[str | None, An
         notes[0] += "; differences are in bits/byte"
     if budgets:
         notes[0] += "; a reference was really trained on the mixture"
+    for level in sorted({made.level for answer in answers for made in answer.predictions}):
+        notes.append(f"predicted: what a trained model would score, with a {level:.0%} interval")
+    lacking = dict.fromkeys(answer.unpredicted for answer in answers if answer.unpredicted)
+    notes += [f"no prediction on {_where(answers, reason)}: {reason}" for reason in lacking]
     for answer in answers:
         if answer.shared_documents:
             notes.append(
@@ -72,3 +84,8 @@ def _notes(answers: Sequence[Answer], beside: bool, budgets: dict[str | None, An
                 )
             )
     return notes
+
+
+def _where(answers: Sequence[Answer], reason: str) -> str:
+    names = dict.fromkeys(answer.evalset for answer in answers if answer.unpredicted == reason)
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} evalsets"

@@ -90,8 +90,11 @@ def _next_steps(result: DemoResult, folder: Path) -> None:
     click.echo(
         f"  cd {shlex.quote(str(folder))}\n"
         f'  poolreg ask "2*{first}+{second}" "all-{second}"\n'
-        "  poolreg query marginal\n"
+        "  poolreg proxy report\n"
+        "  poolreg attribution\n"
+        f"  poolreg suggest --target {first}=0.6,{second}=0.4\n"
         '  poolreg sql "from proxy_pairs order by evalset, mixture"\n'
+        "  poolreg report -o report.html\n"
         f'  poolreg merge "{first}+{second}" -o merged\n'
         "  poolreg ls"
     )

@@ -34,8 +34,23 @@ COMMANDS = {
         "merge": "merge:merge",
         "compress": "compress:compress",
     },
-    "Answers": {"ask": "ask:ask", "eval": "eval:evaluate", "sweep": "sweep:sweep"},
-    "Looking": {"ls": "ls:ls", "show": "show:show", "query": "query:query", "sql": "sql:sql"},
+    "Answers": {
+        "ask": "ask:ask",
+        "eval": "eval:evaluate",
+        "sweep": "sweep:sweep",
+        "scores": "scores:scores",
+        "proxy": "proxy:proxy",
+        "attribution": "attribution:attribution",
+        "suggest": "suggest:suggest",
+    },
+    "Looking": {
+        "ls": "ls:ls",
+        "show": "show:show",
+        "report": "report:report",
+        "plot": "plot:plot",
+        "query": "query:query",
+        "sql": "sql:sql",
+    },
 }
 _PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 

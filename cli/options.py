@@ -89,13 +89,14 @@ def measuring(*flags: str) -> Callable[[Command], Command]:
     return add
 
 
-def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[str]:
+def comma_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[str]:
+    """Return the names in the values of an option that is given again or with commas."""
     return [name for value in values for name in value.split(",") if name]
 
 
 _WHAT = (
     click.option(
-        "--on", metavar="EVALSET", multiple=True, callback=_names,
+        "--on", metavar="EVALSET", multiple=True, callback=comma_names,
         shell_complete=complete("evalset"),
         help="Evalsets to measure on: again for each, or with commas (default: all).",
     ),

@@ -60,3 +60,9 @@ TRAINED = (
     Column("new"), _DIGEST,
 )  # fmt: skip
 QUERIES = (Column("name"), Column("description"))
+TASK_SCORES = (
+    Column("label", "subject"), Column("task"), Column("task_version", "version"),
+    Column("n_shot", "shots"), Column("metric"), Column("filter"), Column("value", write=fixed(4)),
+    Column("stderr", write=fixed(4)), Column("samples", write=count),
+    Column("sample_limit", "limit"),
+)  # fmt: skip

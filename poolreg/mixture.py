@@ -285,6 +285,15 @@ def unit_weights(
     return mix(totals.items()).weights
 
 
+def thousandths(shares: Sequence[float | Fraction]) -> tuple[int, ...]:
+    """Round shares that sum to 1 to thousandths that sum to a thousand, by largest remainder."""
+    counts = [int(share * 1000) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - shares[k] * 1000)
+    for index in by_remainder[: 1000 - sum(counts)]:
+        counts[index] += 1
+    return tuple(counts)
+
+
 def subsets(names: Sequence[str], sizes: range) -> Iterable[Mixture]:
     """Yield the uniform mixture of every subset of `names` whose size lies in `sizes`."""
     for size in sizes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poolreg.analysis import Analysis, listed
 from poolreg.errors import NotFound
 from poolreg.evaluation import ask as asking
 from poolreg.evaluation import sweep as sweeping
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
     from poolreg.compress.variants import Variant, VariantPlan
     from poolreg.evaluation.ask import Answer
+    from poolreg.evaluation.external import Imported
     from poolreg.evaluation.sweep import SweepPlan
     from poolreg.models.diff import TensorDiff
     from poolreg.models.folders import Merged
     from poolreg.models.stored import AddedModel
-    from poolreg.schema import Statement
     from poolreg.store.catalog import Table
     from poolreg.text.partitions import Added, PartitionCheck
     from poolreg.training.jobs import Job, Trained
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 PathLike = str | Path
 
 
-class Pool:
+class Pool(Analysis):
     """One pool in a folder. Open it with `Pool.open` or `Pool.create`; use as a context manager.
 
     Methods raise the errors of `poolreg.errors`. A pool may be used by several processes at
@@ -108,7 +109,7 @@ class Pool:
         self, names: Sequence[str] = (), *, progress: Progress = SILENT
     ) -> list[PartitionCheck]:
         """Hash the files of partitions (all when none is named) again and report drift."""
-        chosen = _listed(names) or list(self.registry.names("partition"))
+        chosen = listed(names) or list(self.registry.names("partition"))
         progress.start("hashing", 0, "bytes")
         return [
             data.check_partition(self.registry, name, progress=progress.advance) for name in chosen
@@ -249,7 +250,7 @@ class Pool:
         from poolreg.training.recipe import default_recipe
 
         jobs = train.unit_jobs(
-            self.registry, recipe or default_recipe(), seed=seed, only=_listed(only), again=again
+            self.registry, recipe or default_recipe(), seed=seed, only=listed(only), again=again
         )
         return self._train(jobs, **options)
 
@@ -262,7 +263,7 @@ class Pool:
         from poolreg.training.recipe import default_recipe
 
         jobs = train.reference_jobs(
-            self.registry, recipe or default_recipe(), _listed(mixtures), seed=seed, scheme=scheme,
+            self.registry, recipe or default_recipe(), listed(mixtures), seed=seed, scheme=scheme,
             budget=budget,
         )  # fmt: skip
         return self._train(jobs, **options)
@@ -348,14 +349,18 @@ class Pool:
 
         Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.evaluation.ask.evaluate`.
         """
-        return asking.evaluate(self.registry, _listed(texts), _listed(on), **options)
+        return asking.evaluate(self.registry, listed(texts), listed(on), **options)
 
     def ask(self, texts: Sequence[str], on: Sequence[str] = (), **options: Any) -> list[Answer]:
         """Answer what training on each mixture would give, beside seed, `all` and references.
 
-        Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.evaluation.ask.ask`.
+        With 8 references or more, what a trained model would score is predicted with an
+        interval. Options: `scheme`, `seed`, `settings`, `progress` of
+        `poolreg.evaluation.ask.ask`.
         """
-        return asking.ask(self.registry, _listed(texts), _listed(on), **options)
+        from poolreg.decisions import predict
+
+        return predict.ask(self.registry, listed(texts), listed(on), **options)
 
     def plan_sweep(
         self, mixtures: Sequence[str] | None = None, on: Sequence[str] = (), *,
@@ -367,9 +372,9 @@ class Pool:
             chosen = sweeping.choose_subsets(self.registry, sizes=sizes, limit=limit)
         else:
             resolver = Resolver(self.registry)
-            chosen = [resolver.expression(text) for text in _listed(mixtures)]
+            chosen = [resolver.expression(text) for text in listed(mixtures)]
         return sweeping.plan_sweep(
-            self.registry, chosen, _listed(on), scheme=scheme, seed=seed, settings=settings
+            self.registry, chosen, listed(on), scheme=scheme, seed=seed, settings=settings
         )
 
     def sweep(self, planned: SweepPlan, *, progress: Progress = SILENT) -> Table:
@@ -389,31 +394,32 @@ class Pool:
         columns = tuple(rows[0]) if rows else ()
         return Table(columns, [tuple(row.values()) for row in rows])
 
-    # -- SQL -------------------------------------------------------------------------------
+    # -- tasks -----------------------------------------------------------------------------
 
-    def sql(self, text: str, parameters: Sequence[Any] = (), *, seconds: float = 60.0) -> Table:
-        """Run SQL over the catalog, read-only and sandboxed; raises `QueryError`."""
-        self.registry.catalog.refresh()
-        return self.registry.catalog.sandbox(text, parameters=parameters, seconds=seconds)
+    def import_scores(
+        self, path: PathLike, model: str, *, scheme: str = "micro", seed: str | None = None
+    ) -> Imported:
+        """Record an lm-evaluation-harness results file (or a folder's newest) for a model."""
+        from poolreg.evaluation.external import import_scores
 
-    @staticmethod
-    def queries() -> list[Statement]:
-        """Return the named queries with their descriptions."""
-        from poolreg.schema import statements
+        return import_scores(self.registry, Path(path), model, scheme=scheme, seed=seed)
 
-        return list(statements("queries.sql").values())
+    def task_scores(self, task: str | None = None) -> list[dict[str, Any]]:
+        """Return the latest scores on all tasks, or on one."""
+        return self.registry.select("task_list", task=task)
 
-    def query(self, name: str) -> Table:
-        """Run a named query of `schema/queries.sql`; raises `NotFound`."""
-        from poolreg.schema import statements
-        from poolreg.store.registry import unknown_name
+    def evaluate_tasks(
+        self, texts: Sequence[str], tasks: Sequence[str], *, num_fewshot: int | None = None,
+        limit: int | None = None, include_path: PathLike | None = None, again: bool = False,
+        **options: Any,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Run tasks of lm-evaluation-harness on models and on merges in memory, memoised.
 
-        known = statements("queries.sql")
-        if name not in known:
-            raise unknown_name("query", name, known)
-        return self.sql(known[name].sql)
+        Options: `scheme`, `seed`, `settings`, `progress` of
+        `poolreg.evaluation.harness.evaluate_tasks`.
+        """
+        from poolreg.evaluation.harness import TaskRequest, evaluate_tasks
 
-
-def _listed(texts: Sequence[str] | str) -> list[str]:
-    """Return a list also for a single string, which is a sequence of letters otherwise."""
-    return [texts] if isinstance(texts, str) else list(texts)
+        folder = Path(include_path) if include_path is not None else None
+        request = TaskRequest(tuple(listed(tasks)), num_fewshot, limit, folder, again)
+        return evaluate_tasks(self.registry, listed(texts), request, **options)

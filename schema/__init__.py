@@ -5,6 +5,7 @@
     macros.sql    perplexity, bits per byte and the like
     lookups.sql   named statements that the library itself uses
     queries.sql   named analysis queries for `poolreg query`
+    report.sql    named statements behind the figures and tables of `poolreg report`
 
 A named statement begins with a line `-- name: NAME`, followed by comment lines that describe
 it, up to the next such line.

@@ -202,3 +202,59 @@ SELECT * FROM variant_list;
 -- What the parts of a variant came to.
 SELECT layer, part, size, kept, parameters, kept_parameters, predicted_error, error
 FROM variant_modules WHERE variant = $variant ORDER BY layer, part;
+
+-- name: token_scores
+-- Where the losses of each token lie, for single models on one evalset.
+SELECT subject, token_scores FROM evaluations
+WHERE evalset = $evalset AND protocol = $protocol AND subject IN (SELECT unnest($models)) AND token_scores IS NOT NULL;
+
+-- name: reference_list
+-- Models really trained on mixtures from a seed, the latest of each mixture and budget; adaptive: the mixture was proposed after looking at scores.
+SELECT runs.model, runs.mixture, runs.scheme, runs.budget, runs.blend,
+       EXISTS (SELECT 1 FROM mixtures WHERE mixtures.blend = runs.blend AND mixtures.seed = runs.seed AND origin = 'adaptive') AS adaptive
+FROM runs
+JOIN models ON models.digest = runs.model AND NOT models.removed
+WHERE runs.role = 'reference' AND runs.seed = $seed AND runs.blend IS NOT NULL AND runs.mixture IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY runs.blend, runs.budget ORDER BY runs.added DESC, runs.digest) = 1
+ORDER BY runs.budget, runs.mixture, runs.blend;
+
+-- name: mixtures_of_seed
+-- Mixtures of whole partitions that were asked for from a seed, smallest first.
+SELECT DISTINCT mixture, size, origin FROM mixtures WHERE seed = $seed ORDER BY size, mixture;
+
+-- name: task_measures
+-- What the tasks measure, with how many models or mixtures have a value.
+SELECT measure, metric, measure_digest, bool_or(higher_is_better) AS higher_is_better, count(DISTINCT subject) AS subjects
+FROM measures WHERE source = 'task' GROUP BY measure, metric, measure_digest ORDER BY measure, metric, measure_digest;
+
+-- name: task_values
+-- Latest values of some subjects on some tasks, turned so that less is better.
+SELECT subject, measure AS measure_digest, if(higher_is_better, -value, value) AS value, stderr FROM task_results
+WHERE subject IN (SELECT unnest($subjects)) AND measure IN (SELECT unnest($measures));
+
+-- name: task_list
+-- Latest scores on tasks (one, or all) with what they belong to.
+SELECT label, scheme, task, metric, filter, value, stderr, higher_is_better, n_shot, samples, sample_limit,
+       task_version, task_hash, harness, harness_version, measured, subject, measure
+FROM task_results JOIN subjects USING (subject)
+WHERE $task::VARCHAR IS NULL OR task = $task
+ORDER BY task, n_shot, metric, filter, sample_limit NULLS FIRST, task_version, task_hash, label, scheme, subject;
+
+-- name: task_scores_known
+-- Which scores are recorded already.
+SELECT digest FROM task_scores WHERE digest IN (SELECT unnest($digests));
+
+-- name: task_scores_requested
+-- What requests to a harness gave, the latest of each.
+SELECT subject, request, task, metric, filter, value, stderr, higher_is_better, n_shot, samples, sample_limit,
+       task_version, task_hash, harness, harness_version, measured, measure
+FROM task_scores WHERE request IN (SELECT unnest($requests)) AND subject IN (SELECT unnest($subjects))
+QUALIFY row_number() OVER (PARTITION BY subject, request, measure ORDER BY measured DESC NULLS LAST, added DESC, digest) = 1
+ORDER BY task, metric, filter;
+
+-- name: averages_of
+-- The averages of a seed's models that were asked for, with their components.
+SELECT asked.subject, coalesce(model, asked.subject) AS model, coalesce(numerator, 1) AS numerator, coalesce(denominator, 1) AS denominator
+FROM (SELECT DISTINCT subject FROM mixtures WHERE seed = $seed) AS asked
+LEFT JOIN recipe_components ON recipe = asked.subject
+ORDER BY asked.subject, model;

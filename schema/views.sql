@@ -47,15 +47,16 @@ SELECT target AS evalset, min(name) AS name
 FROM names WHERE space = 'evalset' AND current GROUP BY target;
 COMMENT ON VIEW evalset_names IS 'Current name of each evalset';
 
+CREATE VIEW subjects AS
+SELECT subject, mixture AS label, 'mixture' AS kind, mixture, scheme, size, origin, seed, blend
+FROM mixtures
+UNION ALL
+SELECT model, label, role, mixture, NULL, NULL, NULL, seed, blend
+FROM model_labels
+WHERE NOT removed AND model NOT IN (SELECT subject FROM mixtures);
+COMMENT ON VIEW subjects IS 'What can be measured: mixtures, and models that stand for no mixture, with their labels';
+
 CREATE VIEW scores AS
-WITH subjects AS (
-    SELECT subject, mixture AS label, 'mixture' AS kind, mixture, scheme, size, origin, seed, blend
-    FROM mixtures
-    UNION ALL
-    SELECT model, label, role, mixture, NULL, NULL, NULL, seed, blend
-    FROM model_labels
-    WHERE NOT removed AND model NOT IN (SELECT subject FROM mixtures)
-)
 SELECT subjects.label, subjects.kind, subjects.mixture, subjects.scheme, subjects.size,
        coalesce(evalset_names.name, left(evaluations.evalset, 12)) AS evalset,
        perplexity(nll, tokens) AS perplexity,
@@ -70,6 +71,27 @@ JOIN subjects ON subjects.subject = evaluations.subject
 JOIN protocols ON protocols.digest = evaluations.protocol
 LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset;
 COMMENT ON VIEW scores IS 'Every evaluation with the label of its mixture or model; compare rows of one protocol only';
+
+CREATE VIEW task_results AS
+SELECT subject, measure, task, metric, filter, value, stderr, higher_is_better, n_shot, samples, sample_limit,
+       task_hash, task_version, harness, harness_version, measured
+FROM task_scores
+QUALIFY row_number() OVER (
+    PARTITION BY subject, measure ORDER BY measured DESC NULLS LAST, added DESC, digest) = 1;
+COMMENT ON VIEW task_results IS 'The latest score of each model or recipe on each task, by the time of measuring';
+
+CREATE VIEW measures AS
+SELECT label, kind, mixture, scheme, size, origin, seed, blend, evalset AS measure, 'bits_per_byte' AS metric,
+       bits_per_byte AS value, NULL::DOUBLE AS stderr, false AS higher_is_better, 'evalset' AS source,
+       subject, protocol, evalset_digest AS measure_digest
+FROM scores
+UNION ALL
+SELECT label, kind, mixture, scheme, size, origin, seed, blend, task,
+       CASE filter WHEN 'none' THEN metric ELSE metric || ',' || filter END,
+       value, stderr, higher_is_better, 'task', subject, NULL, measure
+FROM task_results
+JOIN subjects USING (subject);
+COMMENT ON VIEW measures IS 'All that mixtures and models are measured by, evalsets and tasks in one shape; compare rows with one measure_digest and, for evalsets, one protocol';
 
 CREATE VIEW unions AS
 WITH uniform AS (

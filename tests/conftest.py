@@ -43,6 +43,12 @@ def pool(tiny, tmp_path) -> Iterator[Pool]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+def referenced(tmp_path_factory) -> pools.Tiny:
+    """A pool of four partitions with 11 references, all measured; never change it."""
+    return pools.referenced_pool(tmp_path_factory.mktemp("referenced"))
+
+
 # -- the command line, loaded as the installed script loads it ----------------------------------
 
 CliRun = Callable[..., Result]

@@ -7,6 +7,7 @@ generator, unit models that are the seed plus small noise, and partitions of rep
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ LINES = {
     "delta": "Xylophone! Quick? JUMPS: over, lazy; dogs.",
     "epsilon": "<p class='c'>the end of the page</p>",
     "zeta": "naïve café, 東京 and more",
+    "python": "def f(x): return [x for y in range(10)]",
+    "web": "<p class='c'>the end of the page</p>",
+    "prose": "the cat and the hat in the rain",
+    "code": "int main() { return 1 + 2; } // the end",
 }
 
 
@@ -246,14 +251,14 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
-def unit_folder(folder: Path, start: Path, number: int) -> Path:
+def unit_folder(folder: Path, start: Path, number: int, spread: float = 0.05) -> Path:
     """Write a copy of the model in `start` whose floating tensors have small noise added."""
     shutil.copytree(start, folder)
     random = np.random.RandomState(1000 + number)
     noisy: Arrays = {}
     for name, (dtype, raw) in sorted(arrays_of(start).items()):
         if dtype.startswith(("F", "BF")):
-            noise = 0.05 * random.standard_normal(raw.shape)
+            noise = spread * random.standard_normal(raw.shape)
             noisy[name] = (dtype, rounded(values(raw, dtype) + noise, dtype))
         else:
             noisy[name] = (dtype, raw)
@@ -347,6 +352,43 @@ def tiny_pool(
                 folder, role="unit", partition=name, unit=unit, seed="base", tokens=100 * unit
             )
     return Tiny(base / "pool", seed, folders, texts)
+
+
+def union_folder(folder: Path, parents: list[Path], number: int) -> Path:
+    """Write what training on a union might give: the parents' average with a little noise."""
+    averaged = average([arrays_of(parent) for parent in parents], [1] * len(parents))
+    with tempfile.TemporaryDirectory() as place:
+        start = Path(place) / "start"
+        shutil.copytree(parents[0], start)
+        write_file(start / "model.safetensors", averaged, {"format": "pt"})
+        return unit_folder(folder, start, 500 + number, spread=0.005)
+
+
+def unions(names: Sequence[str]) -> list[str]:
+    """Return the expression of every union of two or more names."""
+    return [
+        "+".join(chosen)
+        for size in range(2, len(names) + 1)
+        for chosen in itertools.combinations(sorted(names), size)
+    ]
+
+
+REFERENCES = unions(["alpha", "beta", "gamma", "delta"])
+
+
+def referenced_pool(
+    base: Path, names: Sequence[str] = ("alpha", "beta", "gamma", "delta")
+) -> Tiny:
+    """Make a pool of partitions of one unit each with a reference for every larger union."""
+    made = tiny_pool(base, dict.fromkeys(names, 1))
+    with Pool.open(made.root) as pool:
+        for number, mixture in enumerate(unions(names)):
+            parents = [made.units[name, 1] for name in mixture.split("+")]
+            folder = union_folder(base / f"reference-{number}", parents, number)
+            pool.add_model(folder, role="reference", mixture=mixture, budget="same", seed="base")
+        pool.sweep(pool.plan_sweep())
+        pool.proxy_report()
+    return made
 
 
 def contents(root: Path) -> dict[str, bytes]:

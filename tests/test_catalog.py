@@ -143,6 +143,15 @@ bodies = {
                         for i in range(parts)],
         }), few, few, few, few, number, st.integers(0, 2),
     ),
+    "task_score": st.builds(
+        lambda key, s, x, h, n: (key, {
+            "subject": s, "harness": "lm-eval", "harness_version": "0.4.13", "task": "t",
+            "metric": "acc", "filter": "none", "value": x, "stderr": None if n % 2 else x,
+            "higher_is_better": [True, False, None][n % 3], "n_shot": n % 7, "samples": n,
+            "sample_limit": None if n % 5 else 0.5, "task_hash": h, "task_version": "1",
+            "measured": None if n % 3 else "2024-01-01T00:00:00.500000", "request": h,
+        }), few, few, real, maybe, number,
+    ),
     "contamination": st.builds(
         lambda key, e, p, n: (key, {"evalset": e, "partition": p, "documents": n}),
         few, few, few, number,
@@ -627,7 +636,8 @@ def test_the_tables_that_the_design_names_are_there(registry):
 
 PARAMETERS = {"digests": [digest("ma")], "partitions": [digest("pa")], "mixtures": [digest("m")],
               "evalsets": [digest("wiki")], "protocols": [digest("P")], "prefix": "a",
-              "space": "model", "job": "j"}  # fmt: skip
+              "models": [digest("ma")], "subjects": [digest("ma")], "measures": [digest("t")],
+              "requests": [digest("r")], "space": "model", "job": "j"}  # fmt: skip
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -79,6 +79,7 @@ def test_the_main_help_shows_the_way_in(cli_run):
         ["query", "leaderboard"],
         ["ask", "alpha+beta"],
         ["eval", "alpha+beta", "--json"],
+        ["scores", "ls"],
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pools
 import pytest
 
 from poolreg import Pool
@@ -15,18 +16,28 @@ from poolreg.store.records import name
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = {"cli.md", "errors.md", "schema.md"}
-RUNNABLE = ("ask", "sweep", "query", "sql", "merge", "partition show", "model show")
+RUNNABLE = (
+    "ask", "sweep", "query", "sql", "merge", "partition show", "model show", "proxy",
+    "attribution", "suggest", "report", "plot",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def guided(tmp_path_factory) -> pools.Tiny:
+    """A pool with the partitions and evalsets of the guides, and references; never change it."""
+    made = pools.referenced_pool(tmp_path_factory.mktemp("guided"), ["python", "web", "prose", "code"])
+    with Pool.open(made.root) as pool:
+        pool.registry.record(name("evalset", "wiki", pool.registry.names("evalset")["prose"]))
+        pool.ask("2*python+web")
+    return made
 
 
 @pytest.fixture
-def place(tiny, tmp_path, monkeypatch) -> Path:
-    """A working folder with a pool that has the names of the guides, and two model folders."""
-    with Pool.open(tiny.copy(tmp_path / "pool")) as pool:
-        for guide, ours in (("python", "alpha"), ("web", "beta"), ("prose", "gamma")):
-            pool.registry.record(name("partition", guide, pool.registry.names("partition")[ours]))
-        pool.registry.record(name("evalset", "wiki", pool.registry.names("evalset")["gamma"]))
-    for folder, model in (("model-a", ("alpha", 1)), ("model-b", ("beta", 1))):
-        shutil.copytree(tiny.units[model], tmp_path / folder)
+def place(guided, tmp_path, monkeypatch) -> Path:
+    """A working folder with a copy of the guides' pool, and two model folders."""
+    guided.copy(tmp_path / "pool")
+    for folder, model in (("model-a", ("python", 1)), ("model-b", ("web", 1))):
+        shutil.copytree(guided.units[model], tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -30,7 +30,7 @@ from poolreg.evaluation.sweep import (
     read_mixtures,
     run_sweep,
 )
-from poolreg.mixture import Mixture
+from poolreg.mixture import Mixture, thousandths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,7 +137,7 @@ def test_dirichlet_refuses(count, options, shown):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda row: sum(row) > 0))
 def test_whole_thousandths(row):
     shares = [share / sum(row) for share in row]
-    counts = sweep._whole(shares)
+    counts = list(thousandths(shares))
     assert sum(counts) == 1000
     assert all(abs(n - 1000 * s) < 1 + 1e-9 for n, s in zip(counts, shares, strict=True))
     assert min(counts) >= 0

@@ -28,11 +28,29 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a model trained on the mixture with a budget would score, in bits per byte.
+
+    `low` to `high` is an interval of the given `level`; see `poolreg.decisions.predict`.
+    """
+
+    budget: str | None
+    value: float
+    low: float
+    high: float
+    level: float
+    references: int
+    fit: str  # affine or ridge
+
+
+@dataclass(frozen=True)
 class Answer:
     """One subject on one evalset.
 
     `nll` is in nats; `vs_seed` and `vs_all` are differences in bits per byte (negative is
-    better); `shared_documents` counts documents of the evalset that were trained on.
+    better); `shared_documents` counts documents of the evalset that were trained on. `seed` is
+    the seed model's digest. `unpredicted` says what is missing for a prediction where the pool
+    has references, but too few.
     """
 
     label: str
@@ -53,6 +71,9 @@ class Answer:
     vs_seed: float | None = None
     vs_all: float | None = None
     references: tuple[Reference, ...] = ()
+    seed: str | None = None
+    predictions: tuple[Prediction, ...] = ()
+    unpredicted: str | None = None
 
 
 def evalsets_named(registry: Registry, on: Sequence[str]) -> dict[str, str]:
@@ -119,7 +140,8 @@ def _answer(
         scheme=scheme if subject.mixture else None, evalset=evalset, protocol=row.protocol,
         max_length=row.max_length, nll=row.nll, tokens=row.tokens, bytes=row.bytes,
         documents=row.documents, perplexity=row.perplexity, bits_per_byte=row.bits_per_byte,
-        memoised=row.memoised, shared_documents=shared.count(row.evalset, subject.partitions),
+        memoised=row.memoised, seed=subject.seed,
+        shared_documents=shared.count(row.evalset, subject.partitions),
     )  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def _measure(
 ) -> list[Evaluation]:
     worker = _Worker(registry, work, settings)
     made: list[Evaluation] = []
-    with _torch_threads(settings.threads):
+    with torch_threads(settings.threads):
         for subject, evalsets in work.missing:
             progress.note(subject.label)
             made += worker.measure(subject, evalsets, progress)
@@ -221,7 +221,7 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads in the block (None: as many as it does)."""
     import torch
 

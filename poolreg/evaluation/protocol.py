@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from poolreg.canonical import digest_of
@@ -47,7 +48,7 @@ class Protocol:
         if (self.prefix, self.window, self.version) != ("bos-or-eos", "rolling", VERSION):
             raise _unknown(f"prefix {self.prefix!r} and window {self.window!r}", self.version)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The sha256 of the protocol's canonical record."""
         return digest_of(self.as_record())

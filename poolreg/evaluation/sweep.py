@@ -18,13 +18,12 @@ from poolreg.errors import ConfigError, UsageError
 from poolreg.evaluation.ask import evalsets_named
 from poolreg.evaluation.evaluate import Evaluation, Key, Plan, Settings, note_subjects, plan, run
 from poolreg.files import read_capped
-from poolreg.mixture import Atom, Mixture, mix, subsets
+from poolreg.mixture import Atom, Mixture, mix, subsets, thousandths
 from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
 from poolreg.store.registry import Registry
 
 MOST_MIXTURES = 200_000
-_THOUSAND = 1000  # Dirichlet weights are whole thousandths, so that their averages are exact
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ def choose_dirichlet(
     names = _among(registry, among)
     draws = np.random.default_rng(seed).dirichlet([concentration] * len(names), size=count)
     return [
-        mix((Atom(name), Fraction(part)) for name, part in zip(names, _whole(row), strict=True))
+        mix(
+            (Atom(name), Fraction(part)) for name, part in zip(names, thousandths(row), strict=True)
+        )
         for row in draws.tolist()
     ]
 
@@ -97,15 +98,6 @@ def _among(registry: Registry, text: str) -> list[str]:
     if any(atom.unit for atom, _ in mixture.weights):
         raise UsageError(f"{text} names single base units", hint="name whole partitions")
     return list(mixture.partitions)
-
-
-def _whole(shares: Sequence[float]) -> list[int]:
-    """Round shares to thousandths that sum to a thousand, by the largest remainder."""
-    counts = [int(share * _THOUSAND) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i] * _THOUSAND)
-    for index in by_remainder[: _THOUSAND - sum(counts)]:
-        counts[index] += 1
-    return counts
 
 
 def read_mixtures(registry: Registry, path: Path) -> list[Mixture]:

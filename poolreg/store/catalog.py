@@ -26,7 +26,7 @@ from poolreg.schema import script, statements
 from poolreg.store.journal import Journal, Record
 from poolreg.store.records import KINDS, Kind, Row, rows
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BATCH = 50_000  # records; bounds the memory of indexing
 
 # Connections of a parent process: in a forked child even closing one would hang.

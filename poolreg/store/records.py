@@ -1,8 +1,8 @@
 """The records of the journal: one function a kind that builds it, and the table rows it becomes.
 
 Each record's `id` says when two records are the same fact: content for partitions, evalsets,
-models, recipes and runs; the memo key for evaluations; the whole statement for names, places
-and removals, of which the latest counts.
+models, recipes, runs and scores of tasks; the memo key for evaluations; the whole statement for
+names, places and removals, of which the latest counts.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ KINDS = {
     "evaluation": Kind("evaluations", "digest"),
     "calibration": Kind("calibrations", "digest"),
     "variant": Kind("variants", "digest", (("variant_modules", "variant"),)),
+    "task_score": Kind("task_scores", "digest"),
 }
 
 
@@ -223,6 +224,19 @@ def _variant(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
         yield "variant_modules", {"variant": key, **dict(zip(columns, module, strict=True))}
 
 
+def _task_score(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    # What makes two values comparable; versions of the harness are meant to agree.
+    compared = _pick(
+        body, "harness", "task", "metric", "filter", "n_shot", "task_hash", "task_version",
+        "sample_limit",
+    )  # fmt: skip
+    facts = compared | _pick(
+        body, "subject", "value", "stderr", "higher_is_better", "samples", "harness_version",
+        "measured", "request",
+    )  # fmt: skip
+    yield "task_scores", facts | {"digest": key, "measure": digest_of(compared), "added": at}
+
+
 _ROWS = {
     "name": _name,
     "removal": _removal,
@@ -238,4 +252,5 @@ _ROWS = {
     "evaluation": _evaluation,
     "calibration": _calibration,
     "variant": _variant,
+    "task_score": _task_score,
 }

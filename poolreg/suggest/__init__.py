@@ -1,0 +1,1 @@
+"""The search for the best mixture: what is asked, proposals, rounds of measuring, the answer."""

@@ -1,0 +1,99 @@
+"""Predicted references: what they rest on, and what is said where there are too few."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from poolreg import Pool
+from poolreg.decisions.measures import only_seed
+from poolreg.decisions.predict import next_references
+from poolreg.decisions.proxies import FEATURES, compare
+from poolreg.errors import NotFound
+from poolreg.evaluation.evaluate import Settings
+from poolreg.numerics.conformal import forecast
+
+
+@pytest.fixture
+def shared(referenced, tmp_path):
+    with Pool.open(referenced.copy(tmp_path / "pool")) as pool:
+        yield pool
+
+
+def comparison(pool, name):
+    found = compare(
+        pool.registry, [name], seed=only_seed(pool.registry), settings=Settings(), run_missing=False
+    )
+    return found[0]
+
+
+def test_a_prediction_is_the_forecast_from_the_other_references(shared):
+    (answer,) = shared.ask("alpha+beta", "gamma")
+    known = comparison(shared, "gamma")
+    place = [blend.mixture for blend in known.blends].index("alpha+beta")
+    others = [i for i in range(len(known.blends)) if i != place]
+    table = np.stack([known.predicted[kind] for kind in FEATURES], axis=1)
+    expected = forecast(table[others], known.actual[others], table[place])
+    (made,) = answer.predictions
+    assert made.budget == "same"
+    assert made.references == 10
+    assert made.value == pytest.approx(expected.value)
+    assert (made.low, made.high) == pytest.approx((expected.low, expected.high))
+    assert made.low <= made.high
+    assert answer.unpredicted is None
+
+
+def test_a_new_mixture_uses_all_references(shared):
+    (answer,) = shared.ask("2*alpha+beta", "gamma")
+    assert answer.predictions[0].references == 11
+
+
+def test_models_get_no_prediction(shared):
+    (answer,) = shared.ask("base", "gamma")
+    assert answer.predictions == ()
+    assert answer.unpredicted is None
+
+
+def test_without_references_nothing_is_said(pool):
+    (answer,) = pool.ask("alpha+beta", "gamma")
+    assert answer.predictions == ()
+    assert answer.unpredicted is None
+
+
+def test_too_few_references_are_told_with_the_way_out(pool, tiny):
+    pool.add_model(tiny.units["beta", 2], role="reference", mixture="alpha+beta", seed="base")
+    (answer,) = pool.ask("alpha+gamma", "gamma")
+    assert answer.predictions == ()
+    assert "0 other references" in answer.unpredicted
+    assert "poolreg proxy next" in answer.unpredicted
+
+
+def test_references_that_are_not_measured_here_are_told(shared, tmp_path):
+    (tmp_path / "new.jsonl").write_text('{"text": "something new to measure on"}\n')
+    shared.add_evalset("new", [tmp_path / "new.jsonl"])
+    (answer,) = shared.ask("alpha+beta", "new")
+    assert "poolreg proxy report measures them" in answer.unpredicted
+    shared.proxy_report(["new"])
+    (answer,) = shared.ask("alpha+beta", "new")
+    assert answer.predictions
+
+
+class TestNext:
+    def test_only_mixtures_without_a_reference_are_named(self, shared):
+        shared.ask(["2*alpha+beta", "alpha+5*gamma"])
+        found = next_references(shared.registry)
+        assert {row.mixture for row in found} == {"2*alpha+beta", "alpha+5*gamma"}
+        assert all(row.leverage > 1 / 11 and row.disagreement >= 0 for row in found)
+        assert found[0].leverage >= found[1].leverage
+
+    def test_a_single_unit_is_its_own_reference(self, shared):
+        with pytest.raises(NotFound, match="no mixture without a reference"):
+            next_references(shared.registry)
+
+    def test_without_references_disagreement_counts(self, pool):
+        pool.sweep(pool.plan_sweep())
+        found = next_references(pool.registry)
+        assert len(found) == 6  # unions of several units
+        assert all(row.leverage is None for row in found)
+        gaps = [row.disagreement for row in found]
+        assert gaps == sorted(gaps, reverse=True)
