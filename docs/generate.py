@@ -89,7 +89,8 @@ WHERE database_name = 'pool' AND NOT internal ORDER BY table_name, column_index
 """
 MACROS = """
 SELECT function_name, parameters, comment FROM duckdb_functions()
-WHERE database_name = 'pool' AND NOT internal AND NOT starts_with(function_name, '_') ORDER BY function_name
+WHERE database_name = 'pool' AND NOT internal AND NOT starts_with(function_name, '_')
+ORDER BY function_name
 """
 
 

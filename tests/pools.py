@@ -24,6 +24,7 @@ import numpy as np
 
 from poolreg import Pool
 from poolreg.errors import PoolregError, Refused
+from poolreg.store import records
 from poolreg.tensors import NUMPY_DTYPES, plan_shards, read_array, read_header, write_file
 
 CONTEXT = 16
@@ -373,20 +374,25 @@ def unions(names: Sequence[str]) -> list[str]:
     ]
 
 
-REFERENCES = unions(["alpha", "beta", "gamma", "delta"])
+REFERENCES = unions(["code", "prose", "python", "web"])
 
 
-def referenced_pool(
-    base: Path, names: Sequence[str] = ("alpha", "beta", "gamma", "delta")
-) -> Tiny:
-    """Make a pool of partitions of one unit each with a reference for every larger union."""
-    made = tiny_pool(base, dict.fromkeys(names, 1))
+def referenced_pool(base: Path) -> Tiny:
+    """Make a pool of four partitions of one unit each with a reference for every larger union.
+
+    One further mixture, 2*python+web, was asked for, and `wiki` is another name of an evalset.
+    """
+    made = tiny_pool(base, dict.fromkeys(["python", "web", "prose", "code"], 1))
     with Pool.open(made.root) as pool:
-        for number, mixture in enumerate(unions(names)):
+        for number, mixture in enumerate(REFERENCES):
             parents = [made.units[name, 1] for name in mixture.split("+")]
             folder = union_folder(base / f"reference-{number}", parents, number)
             pool.add_model(folder, role="reference", mixture=mixture, budget="same", seed="base")
+        pool.registry.record(
+            records.name("evalset", "wiki", pool.registry.names("evalset")["prose"])
+        )
         pool.sweep(pool.plan_sweep())
+        pool.ask("2*python+web")
         pool.proxy_report()
     return made
 

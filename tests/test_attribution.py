@@ -10,7 +10,7 @@ import pytest
 from poolreg import Pool
 from poolreg.errors import NotFound, Refused, UsageError
 
-NAMES = ["alpha", "beta", "delta", "gamma"]
+NAMES = ["code", "prose", "python", "web"]
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def shared(referenced, tmp_path):
 
 @pytest.fixture
 def worth(shared):
-    """The change of bits per byte from the seed to each union, on alpha's evalset."""
+    """The change of bits per byte from the seed to each union, on code's evalset."""
     rows = shared.sql(
-        "SELECT label, bits_per_byte FROM scores WHERE evalset = 'alpha' AND kind IN ('mixture', 'seed')"
+        "SELECT label, bits_per_byte FROM scores WHERE evalset = 'code' AND kind IN ('mixture', 'seed')"
     )
     scores = dict(rows.rows)
     start = scores.pop("base")
@@ -44,7 +44,7 @@ def by_definition(worth):
 
 class TestExact:
     def test_against_the_definitions(self, shared, worth):
-        found = shared.attribution(["alpha"])
+        found = shared.attribution(["code"])
         assert found.permutations is None
         assert found.mixtures == 15
         rows = {row.partition: row for row in found.contributions}
@@ -63,7 +63,7 @@ class TestExact:
         for evalset, total in found.totals.items():
             shares = [row.shapley for row in found.contributions if row.evalset == evalset]
             assert math.fsum(shares) == pytest.approx(total)
-        assert found.totals["alpha"] == pytest.approx(worth[frozenset(NAMES)])
+        assert found.totals["code"] == pytest.approx(worth[frozenset(NAMES)])
 
     def test_the_marginal_change_is_that_of_the_named_query(self, shared):
         known = {(row["evalset"], row["partition"]): row["mean_change"]
@@ -72,25 +72,25 @@ class TestExact:
             assert row.marginal == pytest.approx(known[row.evalset, row.partition])
 
     def test_interactions_of_two_are_second_differences(self, shared, worth):
-        (pair,) = shared.attribution(["alpha"], among="alpha+beta").interactions
-        both, a, b = (frozenset(s) for s in (["alpha", "beta"], ["alpha"], ["beta"]))
-        assert (pair.first, pair.second) == ("alpha", "beta")
+        (pair,) = shared.attribution(["code"], among="code+prose").interactions
+        both, a, b = (frozenset(s) for s in (["code", "prose"], ["code"], ["prose"]))
+        assert (pair.first, pair.second) == ("code", "prose")
         assert pair.value == pytest.approx(worth[both] - worth[a] - worth[b])
 
 
 class TestSampled:
     def test_many_orders_come_close(self, shared, worth):
-        found = shared.attribution(["alpha"], permutations=200)
+        found = shared.attribution(["code"], permutations=200)
         shares = by_definition(worth)
         for row in found.contributions:
             assert row.standard_error > 0
             assert abs(row.shapley - shares[row.partition]) < 5 * row.standard_error
         total = math.fsum(row.shapley for row in found.contributions)
-        assert total == pytest.approx(found.totals["alpha"])
+        assert total == pytest.approx(found.totals["code"])
         assert not found.interactions
 
     def test_few_orders_need_few_unions(self, shared):
-        found = shared.attribution(["alpha"], permutations=4)
+        found = shared.attribution(["code"], permutations=4)
         assert found.mixtures < 15
 
 
@@ -104,7 +104,7 @@ class TestMissing:
             assert len(found.contributions) == 3
             assert pool.attribution(["alpha"]) == found
 
-    @pytest.mark.parametrize(("among", "error"), [("alpha", UsageError), ("alpha/1+beta", UsageError), ("nothing+alpha", NotFound)])  # fmt: skip
+    @pytest.mark.parametrize(("among", "error"), [("code", UsageError), ("code/1+prose", UsageError), ("nothing+code", NotFound)])  # fmt: skip
     def test_what_cannot_be_compared(self, shared, among, error):
         with pytest.raises(error):
-            shared.attribution(["alpha"], among=among)
+            shared.attribution(["code"], among=among)

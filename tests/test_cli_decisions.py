@@ -40,13 +40,13 @@ class TestReport:
         brief, each, strata = (
             run("proxy", "report", *extra).stdout for extra in ([], ["--each"], ["--strata"])
         )
-        assert "alpha" not in brief
+        assert "code" not in brief
         assert len(each) > len(brief)
         assert "size 2" in strata
         assert "size 2" not in brief
 
     def test_json_holds_every_row(self, run):
-        found = json.loads(run("proxy", "report", "--on", "alpha", "--json").stdout)
+        found = json.loads(run("proxy", "report", "--on", "code", "--json").stdout)
         assert found["verdict"]
         kinds = {row["kind"] for row in found["rows"]}
         assert {"micro", "ensemble", "mean-loss", "own-domain", "natural", "seed"} <= kinds
@@ -67,27 +67,27 @@ class TestReport:
 
 class TestNext:
     def test_names_for_a_shell(self, run):
-        run("ask", "2*alpha+beta", "--threads", 1)
-        assert run("proxy", "next", "-n", 1, "--format", "quiet").stdout == "2*alpha+beta\n"
-        assert 'poolreg train reference "2*alpha+beta"' in run("proxy", "next").stderr
+        run("ask", "2*code+prose", "--threads", 1)
+        assert run("proxy", "next", "-n", 1, "--format", "quiet").stdout == "2*code+prose\n"
+        assert 'poolreg train reference "2*code+prose"' in run("proxy", "next").stderr
 
 
 class TestAsk:
     def test_the_prediction_stands_beside_the_reference(self, run):
-        result = run("ask", "alpha+beta", "--on", "gamma")
+        result = run("ask", "code+prose", "--on", "web")
         assert "predicted (same)" in result.stdout
         assert "90% interval" in result.stdout
-        (row,) = json.loads(run("ask", "alpha+beta", "--on", "gamma", "--json").stdout)
+        (row,) = json.loads(run("ask", "code+prose", "--on", "web", "--json").stdout)
         (made,) = row["predictions"]
         assert made["low"] <= made["value"] <= made["high"]
 
 
 class TestAttribution:
     def test_table_and_json_agree(self, run):
-        lines = run("attribution", "--on", "alpha").stdout.splitlines()
-        found = json.loads(run("attribution", "--on", "alpha", "--json").stdout)
+        lines = run("attribution", "--on", "code").stdout.splitlines()
+        found = json.loads(run("attribution", "--on", "code", "--json").stdout)
         best = min(found["contributions"], key=lambda row: row["shapley"])
-        assert lines[1].split()[:3] == ["alpha", best["partition"], f"{best['shapley']:+.4f}"]
+        assert lines[1].split()[:3] == ["code", best["partition"], f"{best['shapley']:+.4f}"]
         assert "exact, 15 unions" in lines[-1]
 
     def test_sampling_prints_errors(self, run):
@@ -95,7 +95,7 @@ class TestAttribution:
         assert "± s.e." in out
 
     def test_interactions(self, run):
-        lines = run("attribution", "--interactions", "--on", "alpha").stdout.splitlines()
+        lines = run("attribution", "--interactions", "--on", "code").stdout.splitlines()
         assert len(lines) == 1 + 6 + 1
 
     def test_missing_unions_end_with_the_way_out(self, cli_run, tiny, tmp_path):

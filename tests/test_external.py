@@ -339,7 +339,7 @@ def test_measures_hold_evalsets_and_tasks_in_one_shape(cli_pool, tmp_path, cli_r
             measures=[k["measure_digest"] for k in known[:2]],
         )
         assert sorted((v["measure_digest"], v["value"], v["stderr"]) for v in values) == sorted(
-            (r["measure_digest"], r["value"], r["stderr"]) for r in found[:2]
+            (r["measure_digest"], -r["value"], r["stderr"]) for r in found[:2]
         )
 
 

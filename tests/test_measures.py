@@ -38,10 +38,10 @@ def labels(pool):
 
 
 def test_a_task_is_turned_so_that_less_is_better(shared, tmp_path):
-    shared.import_scores(results(tmp_path / "r.json", 0.25), "alpha+beta")
+    shared.import_scores(results(tmp_path / "r.json", 0.25), "code+prose")
     (measure,) = measures_named(shared.registry, ["quiz"])
     assert measure.source == "task"
-    subject = shared.resolve("alpha+beta")
+    subject = shared.resolve("code+prose")
     values = measured(shared.registry, [subject], [measure], Settings(), run_missing=True)
     assert values == {(subject.digest, measure.digest): -0.25}
 
@@ -61,8 +61,8 @@ def test_tasks_have_a_place_in_the_proxy_report(shared, tmp_path):
     assert {"micro", "mean-loss", "natural", "seed"} <= set(found.predicted)
     assert "ensemble" not in found.predicted  # there are no token probabilities of a task
     assert (found.actual < 0).all()
-    report = shared.proxy_report(["quiz", "alpha"], run_missing=False)
-    assert {row.evalset for row in report.rows} == {None, "quiz", "alpha"}
+    report = shared.proxy_report(["quiz", "code"], run_missing=False)
+    assert {row.evalset for row in report.rows} == {None, "quiz", "code"}
 
 
 class TestNames:

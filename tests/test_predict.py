@@ -28,9 +28,9 @@ def comparison(pool, name):
 
 
 def test_a_prediction_is_the_forecast_from_the_other_references(shared):
-    (answer,) = shared.ask("alpha+beta", "gamma")
-    known = comparison(shared, "gamma")
-    place = [blend.mixture for blend in known.blends].index("alpha+beta")
+    (answer,) = shared.ask("code+prose", "web")
+    known = comparison(shared, "web")
+    place = [blend.mixture for blend in known.blends].index("code+prose")
     others = [i for i in range(len(known.blends)) if i != place]
     table = np.stack([known.predicted[kind] for kind in FEATURES], axis=1)
     expected = forecast(table[others], known.actual[others], table[place])
@@ -44,12 +44,12 @@ def test_a_prediction_is_the_forecast_from_the_other_references(shared):
 
 
 def test_a_new_mixture_uses_all_references(shared):
-    (answer,) = shared.ask("2*alpha+beta", "gamma")
+    (answer,) = shared.ask("2*code+prose", "web")
     assert answer.predictions[0].references == 11
 
 
 def test_models_get_no_prediction(shared):
-    (answer,) = shared.ask("base", "gamma")
+    (answer,) = shared.ask("base", "web")
     assert answer.predictions == ()
     assert answer.unpredicted is None
 
@@ -71,24 +71,28 @@ def test_too_few_references_are_told_with_the_way_out(pool, tiny):
 def test_references_that_are_not_measured_here_are_told(shared, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"text": "something new to measure on"}\n')
     shared.add_evalset("new", [tmp_path / "new.jsonl"])
-    (answer,) = shared.ask("alpha+beta", "new")
+    (answer,) = shared.ask("code+prose", "new")
     assert "poolreg proxy report measures them" in answer.unpredicted
     shared.proxy_report(["new"])
-    (answer,) = shared.ask("alpha+beta", "new")
+    (answer,) = shared.ask("code+prose", "new")
     assert answer.predictions
 
 
 class TestNext:
     def test_only_mixtures_without_a_reference_are_named(self, shared):
-        shared.ask(["2*alpha+beta", "alpha+5*gamma"])
+        shared.ask(["2*code+prose", "code+5*web"])
         found = next_references(shared.registry)
-        assert {row.mixture for row in found} == {"2*alpha+beta", "alpha+5*gamma"}
+        assert {row.mixture for row in found} == {"2*code+prose", "2*python+web", "code+5*web"}
         assert all(row.leverage > 1 / 11 and row.disagreement >= 0 for row in found)
-        assert found[0].leverage >= found[1].leverage
+        assert found[0].leverage >= found[1].leverage >= found[2].leverage
 
     def test_a_single_unit_is_its_own_reference(self, shared):
-        with pytest.raises(NotFound, match="no mixture without a reference"):
-            next_references(shared.registry)
+        assert [row.mixture for row in next_references(shared.registry)] == ["2*python+web"]
+
+    def test_without_candidates_the_way_out_is_told(self, pool):
+        with pytest.raises(NotFound, match="no mixture without a reference") as caught:
+            next_references(pool.registry)
+        assert "poolreg sweep --subsets" in caught.value.hint
 
     def test_without_references_disagreement_counts(self, pool):
         pool.sweep(pool.plan_sweep())

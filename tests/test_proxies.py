@@ -48,17 +48,17 @@ class TestEnsemble:
 
     def test_one_model_is_itself(self, shared):
         registry = shared.registry
-        (measure,) = measures_named(registry, ["alpha"])
+        (measure,) = measures_named(registry, ["code"])
         protocol = protocol_of(registry, only_seed(registry), Settings()).digest
-        model = shared.resolve("alpha").digest
+        model = shared.resolve("code").digest
         losses = token_losses(registry, measure.digest, protocol, [model])
-        (answer,) = shared.ask("alpha", "alpha")
+        (answer,) = shared.ask("code", "code")
         assert len(losses) == answer.tokens
         assert ensemble_loss(losses, [1.0]) == pytest.approx(answer.nll, rel=1e-6)
 
     def test_a_model_without_scores_gives_none(self, shared):
         registry = shared.registry
-        (measure,) = measures_named(registry, ["alpha"])
+        (measure,) = measures_named(registry, ["code"])
         assert token_losses(registry, measure.digest, "0" * 64, [only_seed(registry)]) is None
 
     def test_it_is_never_worse_than_the_mean_of_losses(self, shared):
@@ -97,10 +97,10 @@ class TestCompare:
 
     def test_budgets_are_kept_apart(self, shared, referenced):
         shared.add_model(
-            referenced.units["alpha", 1], role="reference", mixture="alpha+beta", budget="sum",
+            referenced.units["code", 1], role="reference", mixture="code+prose", budget="sum",
             seed="base",
         )  # fmt: skip
-        found = comparisons(shared, ["alpha"], run_missing=True)
+        found = comparisons(shared, ["code"], run_missing=True)
         assert [(c.budget, len(c.blends)) for c in found] == [("same", 11), ("sum", 1)]
 
     def test_proposals_never_validate(self, shared, referenced):
@@ -108,20 +108,20 @@ class TestCompare:
 
         blender = Blender(shared.registry, only_seed(shared.registry))
         before = len(reference_models(shared.registry, blender))
-        mixture = blender.resolvers["micro"].expression("3*alpha+beta")
+        mixture = blender.resolvers["micro"].expression("3*code+prose")
         subject = blender.resolvers["micro"].mixture(mixture, origin="adaptive")
         note_subjects(shared.registry, [subject])
         shared.add_model(
-            referenced.units["beta", 1], role="reference", mixture="3*alpha+beta", budget="same",
+            referenced.units["prose", 1], role="reference", mixture="3*code+prose", budget="same",
             seed="base",
         )  # fmt: skip
         assert len(reference_models(shared.registry, blender)) == before
 
     def test_references_of_a_partition_that_changed_are_left_out(self, shared, tmp_path):
         (tmp_path / "new.jsonl").write_text('{"text": "something else"}\n')
-        shared.add_partition("alpha", [tmp_path / "new.jsonl"], replace=True)
-        found = comparisons(shared, ["beta"])
-        assert all("alpha" not in blend.shares for blend in found[0].blends)
+        shared.add_partition("code", [tmp_path / "new.jsonl"], replace=True)
+        found = comparisons(shared, ["prose"])
+        assert all("code" not in blend.shares for blend in found[0].blends)
         assert len(found[0].blends) == 4
 
     def test_nothing_is_measured_unless_asked(self, tiny, tmp_path):
@@ -147,10 +147,10 @@ def natural(pool):
 
 @pytest.mark.parametrize(
     ("evalset", "own"),
-    [("alpha", "alpha"), ("alpha-held", "alpha"), ("alphabet", None), ("news", None)],
+    [("code", "code"), ("code-held", "code"), ("codebook", None), ("news", None)],
 )
 def test_the_domain_of_an_evalset_is_in_its_name(shared, tmp_path, evalset, own):
-    if evalset != "alpha":
+    if evalset != "code":
         (tmp_path / "e.jsonl").write_text('{"text": "more of it"}\n')
         shared.add_evalset(evalset, [tmp_path / "e.jsonl"])
     (measure,) = measures_named(shared.registry, [evalset])

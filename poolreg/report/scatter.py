@@ -28,7 +28,7 @@ _LACKING = (
     "poolreg train references"
 )
 
-MARGINS = (0.62, 0.08, 0.44, 0.06)
+MARGINS = (0.62, 0.08, 0.44, 0.26)
 
 Vector = NDArray[np.float64]
 
@@ -101,9 +101,11 @@ def proxy_chart(pairs: Sequence[Row]) -> Chart:
         "proxy",
         "Proxy against reference",
         "Each point is a mixture: across, the average of its unit models; up, a model really "
-        "trained on it, both in bits per byte. On the dashed line they are equal. "
+        "trained on it, both in bits per byte, on scales of their own. On the dashed line they "
+        "are equal. "
         "Ranking needs points in order, not on the line; the solid line is the fit to them, and "
-        "the band holds a further reference nine times out of ten.",
+        "the band holds a further reference nine times out of ten. A matched budget is that of "
+        "one unit, a summed one that of all units of the mixture.",
         tuple(panels),
         "" if panels else _LACKING,
         f"{left} more evalsets are not drawn; see poolreg plot proxy --on NAME."
@@ -114,17 +116,28 @@ def proxy_chart(pairs: Sequence[Row]) -> Chart:
 
 def _panel(evalset: str, series: Sequence[Series]) -> Panel:
     def draw(axes: Axes, colour: Colour) -> None:
-        both = np.concatenate([np.concatenate([s.proxy, s.reference]) for s in series])
-        margin = 0.06 * float(np.ptp(both)) or 0.1
-        low, high = float(both.min()) - margin, float(both.max()) + margin
-        axes.plot([low, high], [low, high], color=colour("muted"), linewidth=0.9, dashes=(3, 3))
+        across = _limits([one.proxy for one in series])
+        up = _limits([one.reference for one in series])
+        ends = [min(across[0], up[0]), max(across[1], up[1])]
+        axes.plot(ends, ends, color=colour("muted"), linewidth=0.9, dashes=(3, 3))
         for one in series:
             _draw_series(axes, colour, one)
-        axes.set(xlim=(low, high), ylim=(low, high), xlabel="proxy", ylabel="reference")
+        axes.set(xlim=across, ylim=up, xlabel="proxy", ylabel="reference")
         axes.locator_params(nbins=5)
-        axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.0)
+        # Above the plot, where no point is.
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(series), handletextpad=0.2,
+            columnspacing=1.0, borderaxespad=0.2,
+        )  # fmt: skip
 
     return Panel(evalset, finding(series), (3.0, 2.7), MARGINS, draw)
+
+
+def _limits(values: Sequence[Vector]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values."""
+    every = np.concatenate(values)
+    margin = 0.06 * float(np.ptp(every)) or 0.1
+    return float(every.min()) - margin, float(every.max()) + margin
 
 
 def _draw_series(axes: Axes, colour: Colour, series: Series) -> None:
@@ -140,7 +153,7 @@ def _draw_series(axes: Axes, colour: Colour, series: Series) -> None:
     axes.plot(
         series.proxy, series.reference, marker, color=tint, markersize=4, markeredgewidth=0.8,
         markerfacecolor=tint if part == "accent" else "none",
-        label=BUDGETS.get(series.budget, "unknown budget"),
+        label=BUDGETS.get(series.budget, "unknown budget").removesuffix(" budget"),
     )  # fmt: skip
 
 
