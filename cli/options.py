@@ -65,10 +65,11 @@ def seed_option(*flags: str, help: str) -> Callable[[Command], Command]:
     )  # fmt: skip
 
 
-def measuring(*flags: str) -> Callable[[Command], Command]:
+def measuring(*flags: str, scheme: bool = True) -> Callable[[Command], Command]:
     """Return what adds how text is scored and on which evalsets.
 
-    A command gets `on`, `scheme`, `settings` and `seed`, the seed model said with `flags`.
+    A command gets `on`, `scheme` (unless it has no use for one), `settings` and `seed`, the seed
+    model said with `flags`.
     """
 
     def add(command: Command) -> Command:
@@ -82,7 +83,7 @@ def measuring(*flags: str) -> Callable[[Command], Command]:
 
         seed = seed_option(*flags, help="Average the models of this seed, if there are several.")
         measured: Command = wrapped
-        for option in reversed((*_WHAT, seed, *_HOW)):
+        for option in reversed((_ON, *([_SCHEME] if scheme else []), seed, *_HOW)):
             measured = option(measured)
         return measured
 
@@ -94,16 +95,14 @@ def comma_names(_: click.Context, __: click.Parameter, values: Sequence[str]) ->
     return [name for value in values for name in value.split(",") if name]
 
 
-_WHAT = (
-    click.option(
-        "--on", metavar="EVALSET", multiple=True, callback=comma_names,
-        shell_complete=complete("evalset"),
-        help="Evalsets to measure on: again for each, or with commas (default: all).",
-    ),
-    click.option(
-        "--scheme", type=SCHEMES, default="micro", show_default=True,
-        help="Weigh every base unit equally (micro), or every partition (macro).",
-    ),
+_ON = click.option(
+    "--on", metavar="EVALSET", multiple=True, callback=comma_names,
+    shell_complete=complete("evalset"),
+    help="Evalsets to measure on: again for each, or with commas (default: all).",
+)  # fmt: skip
+_SCHEME = click.option(
+    "--scheme", type=SCHEMES, default="micro", show_default=True,
+    help="Weigh every base unit equally (micro), or every partition (macro).",
 )  # fmt: skip
 _HOW = (
     click.option(

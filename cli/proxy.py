@@ -38,12 +38,16 @@ def proxy() -> None:
     ),
 )
 @click.option("--each", is_flag=True, help="Each evalset too, not only the mean over them.")
-@click.option("--strata", is_flag=True, help="Also inside groups of mixtures: of one size, …")
+@click.option(
+    "--strata",
+    is_flag=True,
+    help="Inside groups of mixtures, too: of one size, with the own partition.",
+)
 @click.option("--memoised", is_flag=True, help="Measure nothing: only what is known counts.")
-@measuring("--from", "--seed")
+@measuring("--from", "--seed", scheme=False)
 @in_pool
 @formatted
-def report(pool: Pool, form: str, each: bool, strata: bool, memoised: bool, scheme: str,
+def report(pool: Pool, form: str, each: bool, strata: bool, memoised: bool,
            **options: Any) -> None:  # fmt: skip
     """Compare proxies with trained references, and conclude.
 
@@ -52,7 +56,6 @@ def report(pool: Pool, form: str, each: bool, strata: bool, memoised: bool, sche
     distance to natural proportions, the seed model. Statistics are computed within each evalset
     and then averaged, never pooled.
     """
-    del scheme  # both are compared
     with bar() as progress:
         found = pool.proxy_report(run_missing=not memoised, progress=progress, **options)
     rows = [asdict(row) for row in found.rows]
@@ -144,17 +147,16 @@ def _share(value: float | None) -> str:
 @click.option("-n", "--number", "most", type=click.IntRange(min=1), default=10, show_default=True,
               metavar="N", help="How many to name.")  # fmt: skip
 @click.option("--budget", type=BUDGETS, help="Beside references of this budget only.")
-@measuring("--from", "--seed")
+@measuring("--from", "--seed", scheme=False)
 @in_pool
 @formatted
 def next_(pool: Pool, form: str, most: int, budget: str | None, on: list[str], seed: str | None,
-          settings: Any, scheme: str) -> None:  # fmt: skip
+          settings: Any) -> None:  # fmt: skip
     """Name the mixtures whose reference would help most.
 
     These are measured mixtures that lie far from what the references show (leverage), or on
     which the proxies disagree. Nothing is measured.
     """
-    del scheme
     found = pool.next_references(on, seed=seed, settings=settings, budget=budget)[:most]
     columns = [Column("mixture"), Column("size"), Column("leverage", write=fixed(3)),
                Column("disagreement", write=fixed(2))]  # fmt: skip

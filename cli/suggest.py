@@ -104,7 +104,7 @@ def _assigned(_: click.Context, __: click.Parameter, values: Sequence[str]) -> _
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what --output names.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@measuring("--from", "--seed")
+@measuring("--from", "--seed", scheme=False)
 @in_pool
 @formatted
 def suggest(
@@ -129,10 +129,6 @@ def suggest(
         show(rows, form, _columns(rows), names="mixture", notes=_notes(found))
     if output:
         message(f"written: {output}")
-
-
-# Shares are those of partitions, whatever the scheme of expressions.
-suggest.params = [parameter for parameter in suggest.params if parameter.name != "scheme"]
 
 
 def _say_plan(planned: SuggestPlan) -> None:

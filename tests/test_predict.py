@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pools import unit_folder
 
 from poolreg import Pool
 from poolreg.decisions.measures import only_seed
@@ -46,6 +47,23 @@ def test_a_prediction_is_the_forecast_from_the_other_references(shared):
 def test_a_new_mixture_uses_all_references(shared):
     (answer,) = shared.ask("2*code+prose", "web")
     assert answer.predictions[0].references == 11
+
+
+def test_the_average_is_that_of_the_scheme_asked(tiny, tmp_path):
+    """Where units differ in number, micro and macro are two mixtures of the data."""
+    with Pool.open(tiny.copy(tmp_path / "pool")) as pool:
+        for number in range(9):
+            folder = unit_folder(tmp_path / f"r{number}", tiny.seed, 900 + number, 0.02)
+            mixture = f"alpha+{number + 1}*beta"
+            pool.add_model(folder, role="reference", mixture=mixture, seed="base", budget="same")
+        pool.proxy_report(["alpha"])
+        found = {
+            scheme: pool.ask("alpha+beta+gamma", "alpha", scheme=scheme)[0]
+            for scheme in ("micro", "macro")
+        }
+        assert all(len(answer.predictions) == 1 for answer in found.values())
+        values = {scheme: answer.predictions[0].value for scheme, answer in found.items()}
+        assert values["micro"] != values["macro"]
 
 
 def test_models_get_no_prediction(shared):

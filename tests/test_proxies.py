@@ -11,7 +11,7 @@ import pytest
 from poolreg import Pool
 from poolreg.decisions.ensemble import ensemble_loss, token_losses
 from poolreg.decisions.measures import measures_named, only_seed, protocol_of
-from poolreg.decisions.proxies import KINDS, Blender, compare, gather, reference_models
+from poolreg.decisions.proxies import AVERAGE, KINDS, Blender, compare, gather, reference_models
 from poolreg.errors import NotFound
 from poolreg.evaluation.evaluate import Settings
 
@@ -135,7 +135,7 @@ class TestCompare:
             assert pools.contents(pool.root) == before
             (found, *_) = comparisons(pool, ["alpha"], run_missing=True)
             assert found.blends[0].mixture == "alpha+beta"
-            assert set(found.predicted) == set(KINDS)
+            assert set(found.predicted) == {*KINDS, AVERAGE}
             micro, macro = found.predicted["micro"], found.predicted["macro"]
             assert micro != macro  # beta has two units
 

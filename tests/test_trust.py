@@ -30,10 +30,11 @@ UNIONS = [union for union in UNIONS if len(union) > 1] + [["a", "b", "e"]]
 def blend(names):
     shares = {name: 1 / len(names) for name in names}
     text = "+".join(names)
-    return Blend(text, {}, shares, shares, text)
+    return Blend(text, "micro", {}, shares, shares, text)
 
 
 def comparison(evalset, actual, *, own=None, budget="same", blends=UNIONS, **predicted):
+    predicted.setdefault("average", predicted["micro"])
     return Comparison(
         Measure(evalset, "evalset", evalset), budget, own, tuple(map(blend, blends)),
         np.asarray(actual), {k.replace("_", "-"): np.asarray(v) for k, v in predicted.items()},

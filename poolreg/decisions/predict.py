@@ -15,6 +15,7 @@ import numpy as np
 from poolreg.decisions.ensemble import Floats
 from poolreg.decisions.measures import Measure, measured, measures_named, only_seed
 from poolreg.decisions.proxies import (
+    AVERAGE,
     FEATURES,
     Blend,
     Blender,
@@ -187,7 +188,7 @@ def next_references(
     )  # fmt: skip
     candidates = [
         blend for blend in unique
-        if all(np.isfinite(proxies.predict("micro", blend, measure)) for measure in measures)
+        if all(np.isfinite(proxies.predict(AVERAGE, blend, measure)) for measure in measures)
     ]  # fmt: skip
     if not candidates:
         raise NotFound(
@@ -217,7 +218,7 @@ def _usefulness(
     for measure in measures:
         known = {
             r.blend.digest: r.blend for r in trained
-            if np.isfinite(proxies.predict("micro", r.blend, measure))
+            if np.isfinite(proxies.predict(AVERAGE, r.blend, measure))
         }  # fmt: skip
         features, new = known_features(proxies, list(known.values()), candidates, measure)
         if len(known) >= 3:

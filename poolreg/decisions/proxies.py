@@ -34,17 +34,20 @@ from poolreg.store.registry import Registry
 AVERAGES = ("micro", "macro", "ensemble")
 NULLS = ("mean-loss", "own-domain", "natural", "seed")
 KINDS = AVERAGES + NULLS
+AVERAGE = "average"  # micro or macro, by the scheme of the blend itself
+FEATURES = (AVERAGE, "ensemble", "mean-loss")  # what forecasts are fitted on, the average first
 
 
 @dataclass(frozen=True)
 class Blend:
     """A mixture with all that its proxies need: both averages, and its data as shares.
 
-    `models` are the shares of the unit models by digest, `shares` those of the partitions by
-    name, under the scheme by which the data is meant to be mixed.
+    `scheme` is that by which the data is meant to be mixed; `models` are the shares of the unit
+    models by digest under it, `shares` those of the partitions by name.
     """
 
     mixture: str
+    scheme: str
     averages: Mapping[str, Subject]  # scheme → average
     models: Mapping[str, float]
     shares: Mapping[str, float]
@@ -88,7 +91,7 @@ class Blender:
             model, name = trained[partition, unit]["model"], self.names[partition]
             models[model] = models.get(model, 0.0) + float(weight)
             shares[name] = shares.get(name, 0.0) + float(weight)
-        return Blend(str(mixed), averages, models, shares, resolver.blend(mixed))
+        return Blend(str(mixed), scheme, averages, models, shares, resolver.blend(mixed))
 
     def own_partition(self, measure: Measure) -> str | None:
         """Return the partition of an evalset's domain: of its name, or the start of its name."""
@@ -115,6 +118,8 @@ class Proxies:
 
     def predict(self, kind: str, blend: Blend, measure: Measure) -> float:
         """Return what a kind of proxy predicts; NaN where it was not measured."""
+        if kind == AVERAGE:
+            kind = blend.scheme
         if kind in blend.averages:
             return self._value(blend.averages[kind].digest, measure)
         if kind == "ensemble":
@@ -217,11 +222,8 @@ class Comparison:
         return all(len({s.digest for s in blend.averages.values()}) == 1 for blend in self.blends)
 
     def features(self) -> Floats:
-        """Return the forecast's features, (references, up to 3): see `forecast_features`."""
+        """Return what a forecast is fitted on, (references, up to 3), the average first."""
         return np.stack([self.predicted[k] for k in FEATURES if k in self.predicted], axis=1)
-
-
-FEATURES = ("micro", "ensemble", "mean-loss")  # what forecasts are fitted on, the average first
 
 
 def compare(
@@ -250,7 +252,8 @@ def _comparison(
     known = [r for r in references if (r.model.digest, measure.digest) in proxies.values]
     actual = [proxies.values[r.model.digest, measure.digest] for r in known]
     rows = {
-        kind: np.array([proxies.predict(kind, r.blend, measure) for r in known]) for kind in KINDS
+        kind: np.array([proxies.predict(kind, r.blend, measure) for r in known])
+        for kind in (*KINDS, AVERAGE)
     }
     return Comparison(
         measure, budget, proxies.blender.own_partition(measure), tuple(r.blend for r in known),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from poolreg.decisions.ensemble import Floats
-from poolreg.decisions.proxies import KINDS, Comparison
+from poolreg.decisions.proxies import AVERAGE, KINDS, Comparison
 from poolreg.numerics import conformal, statistics
 
 FEWEST = 5  # references below which nothing is said
@@ -163,7 +163,7 @@ def _finite(facts: dict[str, float]) -> dict[str, Any]:
 def _forecast_row(comparison: Comparison) -> TrustRow:
     count = len(comparison.actual)
     row = TrustRow(comparison.measure.name, comparison.budget, FORECAST, "all", count)
-    if "micro" not in comparison.predicted or count < FEWEST_COVERED:
+    if AVERAGE not in comparison.predicted or count < FEWEST_COVERED:
         return replace(row, withheld=f"{count} of the {FEWEST_COVERED} references that are needed")
     features, actual = comparison.features(), comparison.actual
     facts = _coverage(features, actual)
