@@ -55,6 +55,7 @@ class Catalog:
         self._journal = journal
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._seen: dict[str, int] | None = None  # segment sizes that the connection shows
+        self._opened: tuple[int, int, int] | None = None  # identity of the file that it shows
         self._pid = 0
 
     def close(self) -> None:
@@ -71,10 +72,8 @@ class Catalog:
         segments = self._journal.segments()
         if self._seen == segments and self._pid == os.getpid():
             return
-        self.close()
         if self._known_segments() == segments:
             return
-        self.close()
         with lock(self._lock, what="the catalog"):
             known = self._known_segments()
             # A connection left open would go on showing the file that is about to be replaced.
@@ -136,6 +135,8 @@ class Catalog:
         if self._pid != os.getpid():
             self.close()
         if self._connection is None:
+            # Looked at before opening: a file that is replaced in between is opened again.
+            self._opened = _identity(self.path)
             self._connection, self._pid = _read_only(self.path), os.getpid()
         return self._connection
 
@@ -143,19 +144,31 @@ class Catalog:
         """Return the segment sizes that the catalog has seen, or None if it is unusable."""
         if not self.path.is_file():
             return None
+        if not self._shows_published():
+            self.close()
         try:
             reader = self._reader()
-            if reader.execute("FROM catalog_info").fetchone() != (SCHEMA_VERSION,):
-                return None
-            seen = reader.execute("SELECT segment, seen_bytes FROM journal_segments").fetchall()
+            if self._seen is None:
+                if reader.execute("FROM catalog_info").fetchone() != (SCHEMA_VERSION,):
+                    return None
+                rows = reader.execute("SELECT segment, seen_bytes FROM journal_segments").fetchall()
+                self._seen = dict(rows)
         except duckdb.Error:
             # Not a catalog of ours, or damaged: it is derived, so it is simply made again.
             return None
         segments = self._journal.segments()
-        if any(segments.get(name, -1) < size for name, size in seen):
+        if any(segments.get(name, -1) < size for name, size in self._seen.items()):
             return None
-        self._seen = dict(seen)
-        return dict(seen)
+        return dict(self._seen)
+
+    def _shows_published(self) -> bool:
+        """Tell whether the open connection shows the file that is published now.
+
+        While it is open no other file can have its inode.
+        """
+        if self._connection is None or self._pid != os.getpid():
+            return False
+        return self._opened == _identity(self.path)
 
     def _rebuild(self, *, from_scratch: bool) -> None:
         try:
@@ -342,6 +355,13 @@ def _is_damage(error: BaseException | None) -> bool:
     # DuckDB reports a bad checksum as the bare base class.
     damage = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
     return type(error) is duckdb.Error or isinstance(error, damage)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Return what tells a file from the one that replaces it."""
+    with storage_errors("reading the catalog"):
+        status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _read_only(path: Path) -> duckdb.DuckDBPyConnection:
