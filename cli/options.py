@@ -82,8 +82,11 @@ def measuring(*flags: str, scheme: bool = True) -> Callable[[Command], Command]:
             return command(*args, settings=settings, **kwargs)
 
         seed = seed_option(*flags, help="Average the models of this seed, if there are several.")
+        options: list[Callable[[Command], Command]] = [_ON, seed, *_HOW]
+        if scheme:
+            options.insert(1, _SCHEME)
         measured: Command = wrapped
-        for option in reversed((_ON, *([_SCHEME] if scheme else []), seed, *_HOW)):
+        for option in reversed(options):
             measured = option(measured)
         return measured
 
