@@ -206,7 +206,7 @@ def empty_catalog(folder: Path) -> Catalog:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(any_record, max_size=25),
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "", "", "index"])), min_size=25),

@@ -42,7 +42,8 @@ def test_python(place, code):
 
 
 def commands() -> list[str]:
-    lines = [line for block in blocks("") for line in block.splitlines()]
+    lines = [line.split("#")[0].rstrip() for block in blocks("") for line in block.splitlines()]
+    lines = list(dict.fromkeys(lines))
     return [line for line in lines if line.startswith(tuple(f"poolreg {c}" for c in RUNNABLE))]
 
 

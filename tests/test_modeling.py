@@ -503,10 +503,7 @@ def test_a_process_without_poolreg_loads_them_with_the_code_in_the_folder(tmp_pa
     "imports",
     [
         "import poolreg; from transformers import AutoConfig",
-        "import poolreg; from transformers import AutoTokenizer",
-        "import poolreg; from transformers import LlamaConfig",
         "import poolreg; from transformers import Gemma3ForCausalLM",
-        "import poolreg; from transformers import pipeline",
         "from transformers import AutoConfig; import poolreg",
     ],
 )
