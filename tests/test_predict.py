@@ -66,8 +66,10 @@ def test_the_average_is_that_of_the_scheme_asked(tiny, tmp_path):
         assert values["micro"] != values["macro"]
 
 
-def test_models_get_no_prediction(shared):
-    (answer,) = shared.ask("base", "web")
+@pytest.mark.parametrize("what", ["base", "code", "code/1"])
+def test_models_and_single_units_get_no_prediction(shared, what):
+    """A unit's model was trained on it: there is nothing to predict."""
+    (answer,) = shared.ask(what, "web")
     assert answer.predictions == ()
     assert answer.unpredicted is None
 
