@@ -27,7 +27,7 @@ Colour = Callable[[str], str]
 Axes = Any  # matplotlib has no types to speak of
 FORMATS = ("svg", "png")
 LETTER = 0.078  # inches that a letter of a label takes, on average
-_NARROW = 3.84  # inches that a telephone shows at full size
+_NARROW = 4.4  # inches; at 400 pixels such a figure is shrunk by a seventh, wider ones scroll
 _TITLE = 0.34  # inches above a panel of a file
 
 
