@@ -108,6 +108,10 @@ def _show(found: Sequence[TrustRow], each: bool, strata: bool) -> None:
         )
 
 
+def _said(value: Any) -> bool:
+    return value not in (None, "")  # a regret of zero says a lot
+
+
 def _shown(row: TrustRow, each: bool, strata: bool) -> bool:
     overall = row.stratum in ("all", "in domain", "out of domain")
     useful = row.withheld is None or row.stratum == "all"

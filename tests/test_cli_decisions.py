@@ -30,6 +30,13 @@ class TestReport:
         assert any(line.startswith("Against 11 references trained on the budget of one unit")
                    for line in lines)  # fmt: skip
 
+    def test_zeros_are_shown(self, run):
+        """That the best is among five favourites on every evalset is worth a column."""
+        rows = json.loads(run("proxy", "report", "--json").stdout)["rows"]
+        means = [row for row in rows if row["evalset"] is None and row["stratum"] == "all"]
+        assert any(row["regret_5"] == 0 for row in means)
+        assert "@5" in run("proxy", "report").stdout.splitlines()[1]
+
     def test_it_fits_a_screen(self, run):
         assert (
             max(map(len, run("proxy", "report").stdout.split("correlations are")[0].splitlines()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pools import unit_folder
+from pools import tiny_pool, unit_folder
 
 from poolreg import Pool
 from poolreg.decisions.measures import only_seed
@@ -86,6 +86,18 @@ def test_too_few_references_are_told_with_the_way_out(pool, tiny):
     assert answer.predictions == ()
     assert "0 other references" in answer.unpredicted
     assert "poolreg proxy next" in answer.unpredicted
+
+
+def test_a_reference_without_its_unit_models_is_no_hindrance(tmp_path):
+    """Its partition has no model, so it has no proxy; other questions are answered as before."""
+    tiny = tiny_pool(tmp_path, {"alpha": 1, "beta": 1})
+    with Pool.open(tiny.root) as pool:
+        (tmp_path / "more.jsonl").write_text('{"text": "text of a part without a model"}\n')
+        pool.add_partition("more", [tmp_path / "more.jsonl"])
+        pool.add_model(tiny.units["beta", 1], role="reference", mixture="alpha+more", seed="base")
+        (answer,) = pool.ask("alpha+beta", "beta")
+        assert answer.predictions == ()
+        assert pool.proxy_report(["beta"]).rows == ()
 
 
 def test_references_that_are_not_measured_here_are_told(shared, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -174,7 +175,7 @@ class TestVerdict:
 
     def test_a_good_proxy(self, noisy):
         said = self.say(noisy)
-        assert "the proxies rank mixtures well: mean rank correlation over 2 evalsets ens" in said
+        assert "the proxies rank mixtures without a mistake: mean rank correlation over 2 e" in said
         assert "ensemble is better than mean-loss" in said
         assert "90% interval" in said
 
@@ -184,7 +185,9 @@ class TestVerdict:
                        **{**{k.replace("-", "_"): v for k, v in c.predicted.items()}, "mean_loss": c.predicted["ensemble"]})
             for c in noisy
         ]  # fmt: skip
-        assert "mean-loss, which averages nothing, does as well as ensemble" in self.say(same)
+        assert "mean-loss, which averages nothing, does as well as ensemble, as far as" in self.say(
+            same
+        )
 
     def test_a_null_that_does_better_is_named(self, noisy):
         worse = [
@@ -206,6 +209,30 @@ class TestVerdict:
         said = self.say([*noisy, *other])
         assert "the budget of one unit" in said
         assert "the summed budget of their units" in said
+
+    def test_words_follow_the_lower_end_of_the_interval(self, noisy):
+        only = [comparison(c.measure.name, c.actual, micro=c.predicted["micro"]) for c in noisy]
+        low = of_macro(trust_rows(only), "same", "micro").spearman_low
+        word = "well" if low >= 0.8 else "fairly" if low >= 0.5 else "NOT reliably"
+        assert f"rank mixtures {word}:" in self.say(only)
+        null = [comparison(c.measure.name, c.actual, micro=c.predicted["natural"]) for c in noisy]
+        assert "rank mixtures NOT reliably:" in self.say(null)
+
+    def test_evalsets_with_different_references_are_told(self, noisy):
+        fewer = comparison(
+            "x", noisy[0].actual[:8], blends=UNIONS[:8],
+            **{kind: noisy[0].predicted[kind][:8] for kind in ("micro", "ensemble")},
+        )  # fmt: skip
+        said = self.say([*noisy, fewer])
+        assert "different references" in said
+        assert "well: " not in said
+        assert "averages nothing" not in said
+
+    def test_units_are_not_mixed(self, noisy):
+        task = dataclasses.replace(noisy[1], measure=Measure("quiz", "task", "quiz"))
+        said = self.say([noisy[0], task])
+        assert "different units" in said
+        assert "bits/byte" not in said
 
     def test_too_few(self):
         said = self.say([comparison("a", [1.0, 2.0], blends=UNIONS[:2], micro=[1.0, 2.0])])

@@ -51,7 +51,10 @@ def ask(
     seeds = {answer.seed for answer in answers if answer.mixture and answer.seed}
     if not asked or len(seeds) != 1:
         return answers
-    predictor = _Predictor.of(registry, seeds.pop(), on, asked, scheme, settings or Settings())
+    seed_digest = seeds.pop()
+    if not registry.select("reference_list", seed=seed_digest):
+        return answers  # the usual case: nothing more is looked up
+    predictor = _Predictor.of(registry, seed_digest, on, asked, scheme, settings or Settings())
     return [predictor.complete(answer) if answer.mixture else answer for answer in answers]
 
 
@@ -175,7 +178,7 @@ def next_references(
     blends = [
         blend
         for row in registry.select("mixtures_of_seed", seed=blender.seed)
-        if (blend := _blend_or_none(blender, row["mixture"])) and blend.digest not in taken
+        if (blend := blender.known(row["mixture"])) and blend.digest not in taken
     ]
     # One unit's model is what training on it gives, there is nothing to predict.
     unique = list({blend.digest: blend for blend in blends if len(blend.models) > 1}.values())
@@ -203,12 +206,6 @@ def next_references(
         for blend, pull, gap in zip(candidates, pulls, gaps, strict=True)
     ]
     return sorted(rows, key=lambda row: (-(row.leverage or 0.0), -(row.disagreement or 0.0)))
-
-
-def _blend_or_none(blender: Blender, text: str) -> Blend | None:
-    mixture = blender.resolvers["micro"].expression(text)
-    gone = not set(mixture.partitions) <= set(blender.resolvers["micro"].partitions)
-    return None if gone else blender.blend(mixture)
 
 
 def _usefulness(

@@ -25,6 +25,7 @@ import numpy as np
 
 from poolreg.decisions.ensemble import Floats, ensemble_loss, token_losses
 from poolreg.decisions.measures import Measure, Values, measured, measures_named, protocol_of
+from poolreg.errors import NotFound
 from poolreg.evaluation.evaluate import Settings
 from poolreg.mixture import Mixture
 from poolreg.models.resolve import Resolver, Subject
@@ -92,6 +93,13 @@ class Blender:
             models[model] = models.get(model, 0.0) + float(weight)
             shares[name] = shares.get(name, 0.0) + float(weight)
         return Blend(str(mixed), scheme, averages, models, shares, resolver.blend(mixed))
+
+    def known(self, text: str, scheme: str = "micro") -> Blend | None:
+        """Return a mixture as a blend; None if a partition, unit or unit model of it is gone."""
+        try:
+            return self.blend(text, scheme)
+        except NotFound:
+            return None
 
     def own_partition(self, measure: Measure) -> str | None:
         """Return the partition of an evalset's domain: of its name, or the start of its name."""
@@ -166,19 +174,16 @@ class ReferenceModel:
 def reference_models(registry: Registry, blender: Blender) -> list[ReferenceModel]:
     """Return the references of a seed that may validate proxies.
 
-    Left out are those of mixtures that were proposed after looking at scores, and those whose
-    partitions or units have changed since.
+    Left out are those of mixtures that were proposed after looking at scores, those whose
+    partitions or units have changed since, and those for which a unit model is missing: they
+    have no proxy.
     """
-    known = set(blender.resolvers["micro"].partitions)
     found = []
     for row in registry.select("reference_list", seed=blender.seed):
-        scheme = row["scheme"] or "micro"
-        mixture = blender.resolvers[scheme].expression(row["mixture"])
-        if row["adaptive"] or not known.issuperset(mixture.partitions):
-            continue
-        if blender.resolvers[scheme].blend(mixture) == row["blend"]:
+        blend = None if row["adaptive"] else blender.known(row["mixture"], row["scheme"] or "micro")
+        if blend is not None and blend.digest == row["blend"]:
             model = stored(row["model"], blender.seed)
-            found.append(ReferenceModel(blender.blend(mixture, scheme), model, row["budget"]))
+            found.append(ReferenceModel(blend, model, row["budget"]))
     return found
 
 

@@ -82,9 +82,18 @@ def _of_budget(
         f"Against {count} references {trained}, the proxies rank mixtures {_words(best)}: mean "
         f"rank correlation over {best.evalsets} evalsets {ranks}."
     )
-    for null in NULLS:
-        yield from _against(comparisons, best.kind, null)
+    if together(comparisons, best.kind) is None:
+        yield (
+            "The evalsets have different references, so mixtures cannot be drawn together: no "
+            "interval, and no comparison with the nulls. Measure them all: poolreg proxy report."
+        )
+    else:
+        for null in NULLS:
+            yield from _against(comparisons, best.kind, null)
     yield from _membership(rows, budget, best)
+    if any(comparison.measure.source == "task" for comparison in comparisons):
+        yield "Evalsets and tasks are of different units: look at regret and errors one by one."
+        return
     if best.regret_1 is not None:
         share = best.regret_1_share
         yield (
@@ -97,7 +106,11 @@ def _of_budget(
 
 def _words(best: TrustRow) -> str:
     """Say how good a rank correlation is by the lower end of its interval."""
-    low = best.spearman_low if best.spearman_low is not None else best.spearman or 0.0
+    low = best.spearman_low
+    if low is None and (best.spearman or 0.0) >= statistics.FISHER_CLIP:
+        return "without a mistake"  # so do all resamples, and there is no interval
+    if low is None:
+        return "as follows (too little to say how surely)"
     return "well" if low >= WELL else "fairly" if low >= FAIRLY else "NOT reliably"
 
 
@@ -129,7 +142,8 @@ def _against(comparisons: Sequence[Comparison], kind: str, null: str) -> Iterato
     elif high < 0:
         yield f"{null}, which averages nothing, does BETTER than {kind} {where}."
     else:
-        yield f"{null}, which averages nothing, does as well as {kind} {where}."
+        said = f"does as well as {kind}, as far as can be told,"
+        yield f"{null}, which averages nothing, {said} {where}."
 
 
 def _membership(rows: Sequence[TrustRow], budget: str | None, best: TrustRow) -> Iterator[str]:
@@ -138,8 +152,8 @@ def _membership(rows: Sequence[TrustRow], budget: str | None, best: TrustRow) ->
     )
     if own and inside and own.spearman is not None and inside.spearman is not None:
         yield (
-            f"In domain {best.kind} has {inside.spearman:.3f}; among mixtures that hold the "
-            f"evalset's own partition {own.spearman:.3f}: the rest is whether they hold it."
+            f"In domain {best.kind} has {inside.spearman:.3f}; among mixtures that all hold the "
+            f"evalset's own partition {own.spearman:.3f}."
         )
 
 
