@@ -18,7 +18,7 @@ from poolreg.evaluation.ask import Answer
 from poolreg.evaluation.evaluate import Settings
 from poolreg.pool import Pool
 from poolreg.progress import SILENT, Progress
-from poolreg.store.catalog import Table
+from poolreg.store.sandbox import Table
 from poolreg.text.demo_text import DemoText, write_demo_text
 from poolreg.training.recipe import TrainingRecipe, default_recipe
 

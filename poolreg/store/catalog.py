@@ -1,4 +1,4 @@
-"""The catalog: a DuckDB picture of the journal, and the only module that knows DuckDB.
+"""The catalog: a DuckDB picture of the journal, for look-ups and for the SQL of users.
 
 `refresh` brings the published file up to date: under an exclusive lock it copies the file,
 inserts the new journal lines in one transaction together with how far it read, closes, flushes
@@ -10,39 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from poolreg.errors import Damage, QueryError, StorageError
 from poolreg.files import lock, storage_errors, sync_folder
-from poolreg.schema import script, statements
+from poolreg.schema import statements
 from poolreg.store.journal import Journal, Record
 from poolreg.store.records import KINDS, Kind, Row, rows
+from poolreg.store.sandbox import Table, create_schema, fetch, read_only, run_sandboxed
 
-SCHEMA_VERSION = 4
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 5
 _BATCH = 50_000  # records; bounds the memory of indexing
 
 # Connections of a parent process: in a forked child even closing one would hang.
 _inherited: list[duckdb.DuckDBPyConnection] = []
-
-
-@dataclass(frozen=True)
-class Table:
-    """The result of a query: column names and rows."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-
-    def dicts(self) -> list[Row]:
-        """Return the rows as dictionaries."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
 class Catalog:
@@ -84,39 +73,42 @@ class Catalog:
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""
         statement = statements("lookups.sql")[name].sql
-        return self._healed(lambda: _fetch(self._reader(), statement, parameters)).dicts()
+        return self._healed(lambda: fetch(self._reader(), statement, parameters)).dicts()
 
-    def sandbox(
-        self,
-        sql: str,
-        *,
-        seconds: float = 60.0,
-        memory: str = "2GB",
-        parameters: Sequence[Any] = (),
-    ) -> Table:
+    def sandbox(self, sql: str, **options: Any) -> Table:
         """Run a user's SQL read-only: no files, no extensions, no settings, bounded time.
 
-        Raises `QueryError` with DuckDB's message.
+        Options are those of `poolreg.store.sandbox.run_sandboxed`; raises `QueryError`.
         """
         self.close()
-        return self._healed(lambda: self._sandboxed(sql, seconds, memory, parameters))
+        return self._healed(lambda: self._sandboxed(sql, options))
 
-    def _sandboxed(self, sql: str, seconds: float, memory: str, parameters: Sequence[Any]) -> Table:
-        with contextlib.closing(_read_only(self.path)) as connection:
-            for setting in _SANDBOX:
-                connection.execute(setting.format(memory=memory))
-            _check_reading(connection, sql)
-            # In a thread of its own: DuckDB looks for Ctrl-C only now and then, a wait always does.
-            with ThreadPoolExecutor(max_workers=1) as worker:
-                result = worker.submit(_fetch, connection, sql, list(parameters))
-                try:
-                    return result.result(timeout=seconds)
-                except TimeoutError as error:
-                    raise QueryError(
-                        f"the query ran longer than {seconds:g} seconds", hint="raise --max-seconds"
-                    ) from error
-                finally:
-                    connection.interrupt()
+    def _sandboxed(self, sql: str, options: Mapping[str, Any]) -> Table:
+        with contextlib.closing(read_only(self.path)) as connection:
+            return run_sandboxed(connection, sql, **options)
+
+    def batches(
+        self, names: Sequence[str], rows: int
+    ) -> Iterator[tuple[str, pa.RecordBatchReader]]:
+        """Yield tables and views by name, all of one state of the catalog, as streams of `rows`.
+
+        Rows are ordered by all columns (digests that only number the rows last), so that equal
+        content comes in equal order; memory is bounded, what is too large is sorted on the disk.
+        """
+        try:
+            with contextlib.closing(read_only(self.path)) as connection:
+                connection.execute("SET memory_limit = '512MB'")
+                connection.execute("SET temp_directory = ?", [str(self._staging / "sort")])
+                for name in names:
+                    table = connection.table(name)
+                    numbers = [c for c in table.columns[:1] if c in ("digest", "record")]
+                    order = [f'"{c}"' for c in (*table.columns[len(numbers) :], *numbers)]
+                    yield name, table.order(", ".join(order)).to_arrow_reader(rows)
+        except duckdb.Error as error:
+            raise StorageError(
+                f"reading the catalog: {error}",
+                hint="check the disk and its free space; catalog.duckdb may be deleted",
+            ) from error
 
     def _healed(self, query: Callable[[], Table]) -> Table:
         """Run a query; if the file turns out damaged, make it again and run the query once more."""
@@ -137,7 +129,7 @@ class Catalog:
         if self._connection is None:
             # Looked at before opening: a file that is replaced in between is opened again.
             self._opened = _identity(self.path)
-            self._connection, self._pid = _read_only(self.path), os.getpid()
+            self._connection, self._pid = read_only(self.path), os.getpid()
         return self._connection
 
     def _known_segments(self) -> dict[str, int] | None:
@@ -206,8 +198,7 @@ class Catalog:
     def _index(self, connection: duckdb.DuckDBPyConnection, from_scratch: bool) -> None:
         connection.execute("BEGIN")
         if from_scratch:
-            for file in ("tables.sql", "macros.sql", "views.sql"):
-                connection.execute(script(file))
+            create_schema(connection)
             connection.execute("INSERT INTO catalog_info VALUES (?)", [SCHEMA_VERSION])
         known = dict(
             connection.execute("SELECT segment, indexed_bytes FROM journal_segments").fetchall()
@@ -307,50 +298,6 @@ class _Loader:
         self.connection.unregister("batch")
 
 
-_SQL_HINT = "see docs/schema.md for tables and columns"
-_SANDBOX = (
-    "SET temp_directory = ''",
-    "SET enable_external_access = false",
-    "SET autoinstall_known_extensions = false",
-    "SET autoload_known_extensions = false",
-    "SET allow_community_extensions = false",
-    "SET memory_limit = '{memory}'",
-    "SET lock_configuration = true",
-)
-
-
-_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
-
-
-def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuse all but queries.
-
-    The file access that DuckDB leaves for the attached catalog would let a COPY write its log
-    and an ATTACH open it for writing.
-    """
-    if "\0" in sql or any("\ud800" <= letter <= "\udfff" for letter in sql):
-        raise QueryError(
-            "the query is not plain text", hint="remove NUL bytes and broken characters"
-        )
-    kinds = duckdb.StatementType
-    try:
-        found = connection.extract_statements(sql)
-        inner = [_EXPLAIN.sub("", s.query, count=1) for s in found if s.type == kinds.EXPLAIN]
-        found = [s for s in found if s.type != kinds.EXPLAIN]
-        found += [s for text in inner for s in connection.extract_statements(text)]
-    except duckdb.Error as error:
-        raise QueryError(str(error), hint=_SQL_HINT) from error
-    if not found:
-        raise QueryError("there is no statement to run", hint=_SQL_HINT)
-    for statement in found:
-        if statement.type != kinds.SELECT:
-            raise QueryError(
-                f"only queries are allowed, not {statement.type.name}",
-                hint="use SELECT, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN; a PIVOT needs its "
-                "values: PIVOT … ON column IN (…)",
-            )
-
-
 def _is_damage(error: BaseException | None) -> bool:
     # DuckDB reports a bad checksum as the bare base class.
     damage = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
@@ -362,34 +309,3 @@ def _identity(path: Path) -> tuple[int, int, int]:
     with storage_errors("reading the catalog"):
         status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _read_only(path: Path) -> duckdb.DuckDBPyConnection:
-    """Open the published file as it is now.
-
-    DuckDB would hand a second connection to a path the file that the first one has open, even
-    after it was replaced; attaching to a database in memory of our own avoids that.
-    """
-    connection = duckdb.connect(":memory:")
-    place = str(path).replace("'", "''")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute(f"ATTACH '{place}' AS pool (READ_ONLY)")
-    connection.execute("USE pool")
-    return connection
-
-
-def _fetch(
-    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | Sequence[Any]
-) -> Table:
-    try:
-        result = connection.execute(sql, parameters or None)
-        columns = tuple(column[0] for column in result.description or ())
-        return Table(columns, result.fetchall())
-    except duckdb.InterruptException:
-        raise
-    except duckdb.Error as error:
-        raise QueryError(str(error), hint=_SQL_HINT) from error
-    except RuntimeError as error:
-        if "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
-            raise KeyboardInterrupt from error
-        raise
