@@ -6,6 +6,7 @@ exact (`fractions.Fraction`); nothing here knows about models or files.
 
     expression = term { "+" term }
     term       = [ weight "*" ] ( name [ "/" unit ] | "all" { "-" name } )
+    name       = [ origin "/" ] word           an origin where a pulled name was taken already
     weight     = 2 | 0.3 | 1/3
     unit       = 1, 2, …                       one base unit of a partition
 
@@ -86,6 +87,12 @@ def check_name(name: str) -> str:
     if not shaped or reserved:
         raise NameRefused(f"{_shown(name)} cannot be a name", hint=f"{NAME_RULE}", name=name)
     return plain
+
+
+def check_stored_name(name: str) -> str:
+    """Return a name that may stand in a pool: a plain one, or one with its origin: hub/code."""
+    origin, slash, word = name.partition("/")
+    return f"{check_name(origin)}/{check_name(word)}" if slash else check_name(name)
 
 
 def _shown(text: str) -> str:
@@ -207,7 +214,7 @@ class _Parser:
         elif word in self.groups and self._peek() != "/":
             atoms = [Atom(name) for name in self.groups[word]]
         else:
-            atoms = [Atom(self._name(word), self._unit())]
+            atoms = [Atom(self._origin_and_name(word), self._unit())]
         return [(atom, weight) for atom in atoms]
 
     def _weight(self) -> Fraction:
@@ -235,6 +242,14 @@ class _Parser:
         except NameRefused as error:
             raise self._fault(f"{_shown(word)} is not a name ({error.hint})") from error
 
+    def _origin_and_name(self, word: str) -> str:
+        name = self._name(word)
+        following = self.tokens[self.position + 1 : self.position + 2]
+        if self._peek() != "/" or not following or re.fullmatch(r"[\d.]+|[-+*/]", following[0]):
+            return name
+        self.position += 2
+        return f"{name}/{self._name(following[0])}"
+
     def _unit(self) -> int:
         if self._peek() != "/":
             return 0
@@ -251,7 +266,8 @@ class _Parser:
             word = self._next()
             if not word or word in "+-*/":
                 raise self._fault("a name is missing after the minus")
-            taken = self.groups.get(word, (self._name(word),))
+            group = self.groups.get(word)
+            taken = (self._origin_and_name(word),) if group is None else group
             missing = [name for name in taken if name not in names]
             if missing:
                 raise self._fault(

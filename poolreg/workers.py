@@ -1,4 +1,4 @@
-"""Run calls in spawned processes, with their progress shown as one.
+"""Run calls in spawned processes or in threads, with their progress shown as one.
 
 Processes are spawned, never forked: a forked child would inherit locks, threads and database
 connections. With one worker the calls run here, so a library user needs no `__main__` guard.
@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -93,3 +101,35 @@ class _Sent:
     def note(self, text: str) -> None:
         """Send a note."""
         _channel.put(("note", text))
+
+
+class _Stopped(Exception):
+    """Another call failed, or the user interrupted: nobody waits for this one."""
+
+
+def at_once(
+    do: Callable[[T, Callable[[int], None]], None], items: Iterable[T], *, threads: int,
+    progress: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Call `do(item, tell)` for each item from a few threads; the first error ends all of them.
+
+    `tell` passes amounts on to `progress`, one at a time. It is where a call ends that is no
+    longer wanted, so long work calls it often.
+    """
+    stop, turn = threading.Event(), threading.Lock()
+
+    def tell(amount: int) -> None:
+        with turn:
+            if stop.is_set():
+                raise _Stopped
+            progress(amount)
+
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(do, item, tell) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

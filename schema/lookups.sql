@@ -258,3 +258,42 @@ SELECT asked.subject, coalesce(model, asked.subject) AS model, coalesce(numerato
 FROM (SELECT DISTINCT subject FROM mixtures WHERE seed = $seed) AS asked
 LEFT JOIN recipe_components ON recipe = asked.subject
 ORDER BY asked.subject, model;
+
+-- name: builds_of
+-- How a kept merge was built.
+SELECT subject, dtype, max_shard_bytes FROM builds WHERE model = $model ORDER BY digest;
+
+-- name: recipe_components
+-- The models of an average with their exact weights.
+SELECT model, numerator, denominator FROM recipe_components WHERE recipe = $recipe ORDER BY model;
+
+-- name: last_transfer
+-- Where the pool was last pushed to or pulled from.
+SELECT direction, place, repo_type, revision, version FROM transfers
+WHERE repo_type <> '' OR contains(place, '://')
+ORDER BY added DESC, record LIMIT 1;
+
+-- name: weight_files
+-- The weights files of all models.
+SELECT model, object FROM model_files WHERE role = 'weights' ORDER BY model, object;
+
+-- name: builds
+-- All kept merges.
+SELECT DISTINCT model FROM builds ORDER BY model;
+
+-- name: object_list
+-- Every object that a record names, and whether it is a weights file.
+SELECT digest, bytes, digest IN (SELECT object FROM model_files WHERE role = 'weights') AS is_weights
+FROM objects
+ORDER BY digest;
+
+-- name: dangling_names
+-- Names of what no record describes.
+SELECT space, name FROM names
+WHERE current AND target NOT IN (
+    SELECT digest FROM partitions UNION ALL SELECT digest FROM models UNION ALL SELECT digest FROM evalsets)
+ORDER BY space, name;
+
+-- name: partial_pulls
+-- Pulls that left something where it was.
+SELECT record FROM transfers WHERE direction = 'pull' AND skipped > 0 LIMIT 1;

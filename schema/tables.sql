@@ -278,3 +278,26 @@ COMMENT ON COLUMN task_scores.harness_version IS 'Its version';
 COMMENT ON COLUMN task_scores.measured IS 'UTC time of the measurement, as the harness says';
 COMMENT ON COLUMN task_scores.request IS 'Digest of what was asked of the harness here, the memo key; NULL for imported scores';
 COMMENT ON COLUMN task_scores.added IS 'UTC time';
+
+CREATE TABLE builds (digest VARCHAR PRIMARY KEY, model VARCHAR, subject VARCHAR, dtype VARCHAR, max_shard_bytes BIGINT, added TIMESTAMP);
+COMMENT ON TABLE builds IS 'Merges that are kept as models: what gives their weights again, bit for bit';
+COMMENT ON COLUMN builds.digest IS 'Digest of the facts';
+COMMENT ON COLUMN builds.model IS 'Model digest';
+COMMENT ON COLUMN builds.subject IS 'Recipe that it is the average of';
+COMMENT ON COLUMN builds.dtype IS 'Storage dtype that was asked for; NULL: that of the parents';
+COMMENT ON COLUMN builds.max_shard_bytes IS 'Size beyond which a new weights file was started';
+COMMENT ON COLUMN builds.added IS 'UTC time';
+
+CREATE TABLE transfers (record VARCHAR PRIMARY KEY, direction VARCHAR, place VARCHAR, repo_type VARCHAR, revision VARCHAR, version VARCHAR, records BIGINT, objects BIGINT, bytes BIGINT, skipped BIGINT, added TIMESTAMP);
+COMMENT ON TABLE transfers IS 'What was pushed and pulled; stays on this machine';
+COMMENT ON COLUMN transfers.record IS 'Record id';
+COMMENT ON COLUMN transfers.direction IS 'push or pull';
+COMMENT ON COLUMN transfers.place IS 'Repository, URL or bundle';
+COMMENT ON COLUMN transfers.repo_type IS 'model or dataset, on the Hub';
+COMMENT ON COLUMN transfers.revision IS 'Branch, tag or commit that was asked for, if one was';
+COMMENT ON COLUMN transfers.version IS 'Commit of the Hub; empty elsewhere';
+COMMENT ON COLUMN transfers.records IS 'Records sent or taken';
+COMMENT ON COLUMN transfers.objects IS 'Objects sent or taken';
+COMMENT ON COLUMN transfers.bytes IS 'Bytes of those objects';
+COMMENT ON COLUMN transfers.skipped IS 'Objects that records name and that were not asked for, or were not there';
+COMMENT ON COLUMN transfers.added IS 'UTC time';

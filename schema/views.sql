@@ -199,7 +199,12 @@ LEFT JOIN mixtures ON mixtures.subject = recipe
 LEFT JOIN model_labels ON model_labels.model = recipe_components.model
 UNION ALL
 SELECT model, variant, parent_digest, parent, 'compressed from', NULL
-FROM variant_list;
+FROM variant_list
+UNION ALL
+SELECT builds.model, model_labels.label, builds.subject, coalesce(mixtures.mixture, left(builds.subject, 12)), 'keeps', NULL
+FROM builds
+JOIN model_labels ON model_labels.model = builds.model
+LEFT JOIN (SELECT subject, min(mixture) AS mixture FROM mixtures GROUP BY subject) AS mixtures ON mixtures.subject = builds.subject;
 COMMENT ON VIEW lineage IS 'What each model and average was made from';
 
 CREATE VIEW ledger AS

@@ -18,7 +18,7 @@ from poolreg.schema import statements
 from poolreg.canonical import canonical_json, digest_of, sha256
 from poolreg.errors import Damage, QueryError, StorageError, UnknownFormat
 from poolreg.store import catalog as module
-from poolreg.store import records
+from poolreg.store import records, sandbox
 from poolreg.store.catalog import Catalog
 from poolreg.store.journal import Journal, Record
 from poolreg.store.registry import Registry
@@ -152,6 +152,11 @@ bodies = {
             "measured": None if n % 3 else "2024-01-01T00:00:00.500000", "request": h,
         }), few, few, real, maybe, number,
     ),
+    "build": st.builds(
+        lambda key, m, s, d, n: (key, {
+            "model": m, "subject": s, "dtype": d, "max_shard_bytes": n,
+        }), few, few, few, st.sampled_from([None, "bfloat16"]), number,
+    ),
     "contamination": st.builds(
         lambda key, e, p, n: (key, {"evalset": e, "partition": p, "documents": n}),
         few, few, few, number,
@@ -162,6 +167,12 @@ statements_made = {
         lambda s, n, t, p: {"space": s, "name": n, "target": t, "parent": p},
         st.sampled_from(["partition", "model", "evalset"]), st.sampled_from(["x", "y"]), few,
         st.sampled_from([None, "x"]),
+    ),
+    "transfer": st.builds(
+        lambda d, r, v, n: {
+            "direction": d, "place": "me/pool", "repo_type": "model", "revision": r, "version": v,
+            "records": n, "objects": n, "bytes": n, "skipped": n,
+        }, st.sampled_from(["push", "pull"]), st.sampled_from([None, "v1"]), maybe, number,
     ),
     "removal": st.builds(
         lambda k, t, r: {"kind": k, "target": t, "removed": r},
@@ -579,7 +590,7 @@ def test_a_forked_child_reads_and_writes(registry):
 WRITER = """
 import sys
 from pathlib import Path
-from poolreg.store import records
+from poolreg.store import records, sandbox
 from poolreg.store.registry import Registry
 registry = Registry.open(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
@@ -1116,7 +1127,7 @@ def test_what_the_sandbox_refuses(playground, monkeypatch, sql):
     monkeypatch.chdir(base)
     monkeypatch.setenv("HOME", str(base / "home"))
     # Where DuckDB would look for Python variables: in the module that runs the query.
-    monkeypatch.setattr(module, "arrow_here", pa.table({"a": [1, 2, 3]}), raising=False)
+    monkeypatch.setattr(sandbox, "arrow_here", pa.table({"a": [1, 2, 3]}), raising=False)
     before = files_of(base)
     with pytest.raises(QueryError) as caught:
         playground.catalog.sandbox(hint_free(base, playground.catalog.path, sql))

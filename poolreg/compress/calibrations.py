@@ -139,7 +139,9 @@ def calibrate(
          "protocol": protocol.digest}
     )  # fmt: skip
     for row in registry.select("calibration", digest=key):
-        return _calibration(row, text, memoised=True)
+        # One that came from another pool came without its statistics.
+        if all(map(registry.objects.has, [row["windows"], *row["layers"]])):
+            return _calibration(row, text, memoised=True)
     documents = _documents(registry, text, limit)
     tokenised = tokenise(documents, folder, protocol, trust_code=trust_code)
     objects: dict[str, int] = {}

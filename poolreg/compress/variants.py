@@ -321,9 +321,7 @@ def _row(module: ModulePlan, errors: Sequence[dict[str, float]]) -> list[Any]:
 
 def _record(workshop: Workshop, body: dict[str, Any]) -> None:
     note_subjects(workshop.registry, [workshop.subject])
-    keys = ("variant", "parent", "ratio", "calibration", "method", "target", "without", "epsilon",
-            "step", "sequential")  # fmt: skip
-    record: Record = records.keyed("variant", digest_of({key: body[key] for key in keys}), body)
+    record: Record = records.keyed("variant", records.variant_id(body), body)
     with workshop.registry.writing():
         workshop.registry.record(record)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -56,6 +56,16 @@ class Subject:
         """The weights as whole numbers without a common factor, sorted by digest."""
         scale = common_denominator(weight for _, weight in self.components)
         return tuple((model, int(weight * scale)) for model, weight in self.components)
+
+
+def recipe_id(components: Sequence[Sequence[Any]]) -> str:
+    """Return the digest of an average: of sorted [model, numerator, denominator]."""
+    return digest_of({"recipe": METHOD, "components": components})
+
+
+def mixture_id(weights: Sequence[Sequence[Any]], scheme: str, subject: str) -> str:
+    """Return the digest of a mixture: sorted [partition, unit, numerator, denominator] and more."""
+    return digest_of({"mixture": 1, "weights": weights, "scheme": scheme, "subject": subject})
 
 
 def seed_named(registry: Registry, name: str) -> str:
@@ -171,7 +181,7 @@ class Resolver:
             totals[model] = totals.get(model, Fraction(0)) + weight
         components = tuple(sorted(totals.items()))
         rows = [[model, w.numerator, w.denominator] for model, w in components]
-        recipe = digest_of({"recipe": METHOD, "components": rows})
+        recipe = recipe_id(rows)
         subject = components[0][0] if len(components) == 1 else recipe
         scheme = "micro" if self._coincide(mixture) else self.scheme
         blend = self.blend(mixture)
@@ -179,9 +189,7 @@ class Resolver:
             [self.partitions[atom.partition], atom.unit, w.numerator, w.denominator]
             for atom, w in mixture.weights
         ]
-        digest = digest_of(
-            {"mixture": 1, "weights": sorted(named), "scheme": scheme, "subject": subject}
-        )
+        digest = mixture_id(sorted(named), scheme, subject)
         tokens = [models[unit]["tokens"] for unit, _ in weights]
         body = {
             "mixture": str(mixture),

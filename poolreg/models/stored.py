@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poolreg.errors import Conflict, Incompatible, UsageError
+from poolreg.errors import Conflict, Incompatible, Refused, UsageError
 from poolreg.files import staged_folder, storage_errors, write_atomic
 from poolreg.store import records
 from poolreg.store.journal import Record
@@ -124,19 +124,7 @@ def _store(
         digest = registry.objects.put_file(path, expect=expect)
         objects[digest] = path.stat().st_size
         files.append({"role": role, "name": filename, "object": digest, "bytes": objects[digest]})
-    tensors = [[t.name, t.dtype, list(t.shape), t.sha256] for t in identity.tensors]
-    body = {
-        "model_type": checkpoint.config["model_type"],
-        "parameters": identity.parameters,
-        "bytes": identity.bytes,
-        "dtype": _main_dtype(identity),
-        "tokenizer": checkpoint.tokenizer.digest if checkpoint.tokenizer else None,
-        "context_length": context_length(checkpoint.config),
-        "vocab_size": vocab_size(checkpoint.config),
-        "trusted_code": trust_code,
-        "files": files,
-        "tensors": tensors,
-    }
+    body = {**_facts(checkpoint, identity), "trusted_code": trust_code, "files": files}
     known = bool(registry.select("model", digest=identity.digest))
     registry.record(
         records.keyed("model", identity.digest, body, objects),
@@ -144,6 +132,43 @@ def _store(
         *([records.name("model", name, identity.digest)] if name else []),
         *([records.removal("model", identity.digest, removed=False)] if known else []),
     )
+
+
+def _facts(checkpoint: Checkpoint, identity: Fingerprint) -> dict[str, Any]:
+    """Return what a model's record says of it beside its files."""
+    return {
+        "model_type": checkpoint.config["model_type"],
+        "parameters": identity.parameters,
+        "bytes": identity.bytes,
+        "dtype": _main_dtype(identity),
+        "tokenizer": checkpoint.tokenizer.digest if checkpoint.tokenizer else None,
+        "context_length": context_length(checkpoint.config),
+        "vocab_size": vocab_size(checkpoint.config),
+        "tensors": [[t.name, t.dtype, list(t.shape), t.sha256] for t in identity.tensors],
+    }
+
+
+def check_model(
+    registry: Registry, digest: str, body: Mapping[str, Any], *, progress: Progress = None
+) -> None:
+    """Check that the stored files of a model are what its record `body` says, as when it was added.
+
+    `progress` is told bytes hashed. Raises `Refused` where they are not; it, `NotFound` or
+    `Incompatible` for files that make no model.
+    """
+    trust_code = bool(body["trusted_code"])
+    with stored_folder(registry, digest) as folder:
+        checkpoint = read_checkpoint(folder, trust_code=trust_code)
+        identity = fingerprint(checkpoint, progress=progress)
+        found = {(role, name) for role, name, _ in _files(checkpoint, trust_code)}
+    said = {(file["role"], file["name"]) for file in body["files"]}
+    facts = _facts(checkpoint, identity)
+    if identity.digest != digest or said != found or facts != {key: body[key] for key in facts}:
+        raise Refused(
+            f"the files of model {digest[:12]} are not the model that its record describes",
+            hint="whoever made this pool did not add it with poolreg; do not use it",
+            digest=digest,
+        )
 
 
 def _run_record(model: str, run: Run) -> Record:
@@ -225,7 +250,8 @@ def stored_folder(registry: Registry, digest: str) -> Iterator[Path]:
 
 def check_file_name(name: str) -> str:
     """Return a file name of a stored model if it stays in its folder; raises `UsageError`."""
-    if not name or name in (".", "..") or name != Path(name).name or "\\" in name or "\0" in name:
+    plain = name == Path(name).name and name.isprintable() and not set(name) & set("/\\:")
+    if not name or name in (".", "..") or not plain:
         raise UsageError(f"{name!r} is not a file name")
     return name
 

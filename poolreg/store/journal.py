@@ -81,9 +81,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         # A forked child must not append to its parent's segment.
         if self._segment is None or self._pid != os.getpid():
-            host = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:40] or "host"
-            name = f"{time.time_ns() // 1000}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
-            self._segment, self._pid = self.folder / name, os.getpid()
+            self._segment, self._pid = self.folder / _fresh_name(), os.getpid()
         created = not self._segment.exists()
         descriptor = os.open(
             self._segment, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
@@ -108,6 +106,15 @@ class Journal:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
 
+    def adopt(self, file: Path) -> None:
+        """Make a finished file of lines a segment of its own: all of its records, or none.
+
+        `file` is on the journal's file system and flushed.
+        """
+        with storage_errors("writing the journal"):
+            file.rename(self.folder / _fresh_name())
+            sync_folder(self.folder)
+
     def segments(self) -> dict[str, int]:
         """Return the segments that hold anything and their sizes in bytes, oldest name first."""
         sizes = {}
@@ -118,6 +125,12 @@ class Journal:
         # An empty one is the trace of an append that was taken back; it must not make the
         # catalog look stale where a full disk would not let it be brought up to date.
         return {name: size for name, size in sizes.items() if size}
+
+    def all(self) -> Iterator[Record]:
+        """Yield the records of all segments."""
+        for segment, size in self.segments().items():
+            for record, _ in self.read(segment, 0, size):
+                yield record
 
     def read(self, segment: str, start: int, stop: int) -> Iterator[tuple[Record, int]]:
         """Yield each record between two byte offsets, with the offset after it.
@@ -137,6 +150,11 @@ class Journal:
                 record = _parse(line, segment, offset)
                 offset += len(line)
                 yield record, offset
+
+
+def _fresh_name() -> str:
+    host = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:40] or "host"
+    return f"{time.time_ns() // 1000}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
 
 
 def _stamped(record: Record, at: str) -> Record:

@@ -52,7 +52,8 @@ class ObjectStore:
         if not path.is_file():
             raise NotFound(
                 f"object {digest[:12]} is not in this pool",
-                hint="restore it from a copy of the pool, or add the file it came from again",
+                hint="where the pool was pulled without weights, bring them: poolreg pull --only "
+                "NAME; else restore it from a copy, or add the file it came from again",
                 digest=digest,
             )
         return path
@@ -88,6 +89,17 @@ class ObjectStore:
                 temporary.unlink(missing_ok=True)
         return digest
 
+    def adopt(self, file: Path, digest: str) -> None:
+        """Move a file of the staging folder into the store if its bytes have that digest.
+
+        Raises `Damage` if they have not; the file stays then.
+        """
+        with storage_errors(f"storing object {digest[:12]}"), open(file, "rb") as reader:
+            if hashlib.file_digest(reader, "sha256").hexdigest() != digest:
+                raise _changed(digest, where=file.name)
+            os.fsync(reader.fileno())
+        self.take(file, digest)
+
     def check(self, digest: str) -> None:
         """Hash the object again; raises `NotFound` or `Damage`."""
         path = self.existing(digest)
@@ -103,6 +115,11 @@ class ObjectStore:
                 target.parent.mkdir(exist_ok=True)
                 sync_folder(self.folder)
         return target
+
+    def take(self, file: Path, digest: str) -> None:
+        """Move a file of the same file system into the store, trusting that it was checked."""
+        with storage_errors(f"storing object {digest[:12]}"):
+            self._adopt(file, digest)
 
     def _adopt(self, temporary: Path, digest: str) -> None:
         target = self._place(digest)

@@ -58,6 +58,11 @@ def keyed(
     return Record(kind, key, dict(body), dict(objects or {}))
 
 
+def transfer(direction: str, place: str, **facts: Any) -> Record:
+    """Say that the pool was pushed to or pulled from a place, for this machine only."""
+    return statement("transfer", {"direction": direction, "place": place, **facts})
+
+
 @dataclass(frozen=True)
 class Kind:
     """Where the records of one kind stand in the catalog: the main table, the column that holds
@@ -84,6 +89,8 @@ KINDS = {
     "calibration": Kind("calibrations", "digest"),
     "variant": Kind("variants", "digest", (("variant_modules", "variant"),)),
     "task_score": Kind("task_scores", "digest"),
+    "build": Kind("builds", "digest"),
+    "transfer": Kind("transfers", "record"),
 }
 
 
@@ -210,6 +217,14 @@ def _calibration(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
     yield "calibrations", facts | {"digest": key, "added": at}
 
 
+def variant_id(body: Mapping[str, Any]) -> str:
+    """Return the digest of a variant's request, of which the rest of its record is the result."""
+    return digest_of(_pick(
+        body, "variant", "parent", "ratio", "calibration", "method", "target", "without",
+        "epsilon", "step", "sequential",
+    ))  # fmt: skip
+
+
 def _variant(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
     facts = _pick(
         body, "model", "parent", "parent_label", "method", "target", "ratio", "achieved", "without",
@@ -237,6 +252,19 @@ def _task_score(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
     yield "task_scores", facts | {"digest": key, "measure": digest_of(compared), "added": at}
 
 
+def _build(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    facts = _pick(body, "model", "subject", "dtype", "max_shard_bytes")
+    yield "builds", facts | {"digest": key, "added": at}
+
+
+def _transfer(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    facts = _pick(
+        body, "direction", "place", "repo_type", "revision", "version", "records", "objects",
+        "bytes", "skipped",
+    )  # fmt: skip
+    yield "transfers", facts | {"record": key, "added": at}
+
+
 _ROWS = {
     "name": _name,
     "removal": _removal,
@@ -253,4 +281,6 @@ _ROWS = {
     "calibration": _calibration,
     "variant": _variant,
     "task_score": _task_score,
+    "build": _build,
+    "transfer": _transfer,
 }

@@ -118,6 +118,12 @@ class Registry:
             hint="make one with `poolreg init pool`, or name one with --pool DIR or POOLREG_POOL",
         )
 
+    @property
+    def id(self) -> str:
+        """The pool's identity, made when the pool was; a copy has the same."""
+        data = read_capped(self.root / "FORMAT", 4096, error=NoPool, what="FORMAT")
+        return str(json.loads(data)["id"])
+
     def close(self) -> None:
         """Close the catalog's connection."""
         self.catalog.close()

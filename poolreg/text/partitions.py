@@ -70,9 +70,7 @@ def add_partition(
     scan = corpus.scan(files, field=field, progress=progress)
     texts = read_files(files, field=field)
     facts = unit_facts(texts, of=units, total_bytes=scan.bytes)
-    digest = digest_of(
-        {"partition": 1, "content": scan.content_digest, "units": units, "slicing": SLICING}
-    )
+    digest = partition_id(scan.content_digest, units)
     name = registry.check_free("partition", name, digest, replace=replace)
     known = bool(registry.select("partition", digest=digest))
     overlaps = _overlaps_of_partition(registry, digest, scan.digests)
@@ -98,6 +96,21 @@ def add_partition(
     )
 
 
+def partition_id(content: str, units: int) -> str:
+    """Return the digest of a partition: of its documents, and of how it is cut."""
+    return digest_of({"partition": 1, "content": content, "units": units, "slicing": SLICING})
+
+
+def unit_id(partition: str, number: int) -> str:
+    """Return the digest of a base unit, counted from 1."""
+    return digest_of({"unit": 1, "partition": partition, "number": number})
+
+
+def evalset_id(content: str) -> str:
+    """Return the digest of an evalset: of its documents."""
+    return digest_of({"evalset": 1, "content": content})
+
+
 def _refuse_circle(registry: Registry, name: str, parent: str | None) -> None:
     rows = registry.select("names", space="partition")
     parents = {row["name"]: row["parent"] for row in rows}
@@ -114,7 +127,7 @@ def _refuse_circle(registry: Registry, name: str, parent: str | None) -> None:
 
 
 def _unit(partition: str, number: int, facts: UnitFacts) -> dict[str, object]:
-    digest = digest_of({"unit": 1, "partition": partition, "number": number})
+    digest = unit_id(partition, number)
     return {"digest": digest, "documents": facts.documents, "bytes": facts.bytes}
 
 
@@ -129,7 +142,7 @@ def add_evalset(
     registry.check_free("evalset", name, None, replace=True)
     files = expand_files(paths)
     scan = corpus.scan(files, field=field, progress=progress)
-    digest = digest_of({"evalset": 1, "content": scan.content_digest})
+    digest = evalset_id(scan.content_digest)
     name = registry.check_free("evalset", name, digest, replace=replace)
     known = bool(registry.select("evalset", digest=digest))
     overlaps = _overlaps_of_evalset(registry, digest, scan.digests)
@@ -255,7 +268,10 @@ def groups(registry: Registry) -> dict[str, list[str]]:
 
 
 def everything(registry: Registry) -> list[str]:
-    """Return what `all` stands for: the partitions that are nobody's parent."""
+    """Return what `all` stands for: the partitions that are nobody's parent.
+
+    Those that another pool calls by a name which is taken here, such as hub/code, are not in it.
+    """
     rows = registry.select("names", space="partition")
-    parents = {row["parent"] for row in rows}
-    return [row["name"] for row in rows if row["name"] not in parents]
+    names, parents = [row["name"] for row in rows], {row["parent"] for row in rows}
+    return [name for name in names if name not in parents and "/" not in name]
