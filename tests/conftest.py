@@ -12,6 +12,7 @@ import click
 import pools
 import pytest
 from click.testing import CliRunner, Result
+from hub import Hub
 
 from poolreg import Pool
 
@@ -47,6 +48,14 @@ def pool(tiny, tmp_path) -> Iterator[Pool]:
 def referenced(tmp_path_factory) -> pools.Tiny:
     """A pool of four partitions with 11 references, all measured; never change it."""
     return pools.referenced_pool(tmp_path_factory.mktemp("referenced"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
+    """An empty Hub on the loopback interface that the client of this process talks to."""
+    with Hub(tmp_path / "hub") as server:
+        server.adopt(monkeypatch)
+        yield server
 
 
 # -- the command line, loaded as the installed script loads it ----------------------------------
