@@ -11,12 +11,15 @@ import click
 
 from .names import complete
 from .options import SCHEMES, examples, formatted, in_pool, seed_option
-from .output import show
+from .output import message, show
 from .progress import bar
+from .publishing import push_options
 from .variants import columns, notes, plan_row, say_plan, variant_rows
 
 if TYPE_CHECKING:
+    from poolreg.compress.variants import Variant, VariantPlan
     from poolreg.pool import Pool
+    from poolreg.progress import Progress
 
 
 def _ratios(_: click.Context, __: click.Parameter, value: str) -> list[float]:
@@ -31,6 +34,7 @@ def _ratios(_: click.Context, __: click.Parameter, value: str) -> list[float]:
         "poolreg compress base --ratio 0.3 --calibrate wiki --name base-small",
         'poolreg compress "code+prose" --ratio 0.1,0.2,0.3 --calibrate wiki --on wiki,news',
         "poolreg compress base --ratio 0.4 --calibrate code --target stock --dry-run",
+        "poolreg compress base --ratio 0.2,0.4 --calibrate wiki --push you/base",
         "poolreg compress --members --ratio 0.3 --calibrate wiki --on news",
     )
 )
@@ -88,24 +92,29 @@ def _ratios(_: click.Context, __: click.Parameter, value: str) -> list[float]:
               help="Weigh base units, or partitions, of EXPR equally.")  # fmt: skip
 @seed_option("--from", "--seed", help="Use the models of this seed, if there are several.")
 @click.option("--replace", is_flag=True, help="Give the name to this variant if it is taken.")
+@push_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop; the calibration is kept.")
 @in_pool
 @formatted
 def compress(
     pool: Pool, sources: tuple[str, ...], members: bool, file: str | None, ratios: list[float],
-    name: str | None, on: tuple[str, ...], replace: bool, dry_run: bool, form: str, **how: Any,
+    name: str | None, on: tuple[str, ...], replace: bool, push: str | None, private: bool,
+    dry_run: bool, form: str, **how: Any,
 ) -> None:  # fmt: skip
     """Make smaller variants of models or mixtures.
 
     Modules of each layer are replaced by smaller ones that give nearly the same outputs on the
     calibration text: nothing is trained. A variant is a model of the pool, with its lineage.
     The plan is printed first. What was calibrated or made before is taken from the pool.
+    Several variants are published as REPO-10, REPO-20, …, like their names.
     """
     evalsets = [part for value in on for part in value.split(",") if part]
     for evalset in evalsets:  # before anything is made
         pool.evalset(evalset)
     rows: list[dict[str, Any]] = []
-    for label in _subjects(pool, sources, members, file, name):
+    repos = _repositories(push, ratios)
+    single = "--name" if name else "--push" if push else None
+    for label in _subjects(pool, sources, members, file, single):
         with bar() as progress:
             if dry_run:
                 for plan in pool.plan_compression(label, ratios, progress=progress, **how):
@@ -114,15 +123,18 @@ def compress(
             else:
                 made = pool.compress(
                     label, ratios, name=name, replace=replace, progress=progress,
-                    announce=partial(say_plan, label), **how,
+                    announce=partial(_announce, label, repos, private), **how,
                 )  # fmt: skip
                 rows += variant_rows(pool, label, made, on=evalsets, progress=progress)
+                for variant, repo in zip(made, repos.values(), strict=False):
+                    _publish(pool, variant, repo, private=private, progress=progress)
     show(rows, form, columns(rows), names="variant", notes=notes(rows, how["calibrate"], evalsets))
 
 
 def _subjects(
-    pool: Pool, sources: Sequence[str], members: bool, file: str | None, name: str | None
-) -> list[str]:
+    pool: Pool, sources: Sequence[str], members: bool, file: str | None,
+    single: str | None,
+) -> list[str]:  # fmt: skip
     if [bool(sources), members, file is not None].count(True) != 1:
         raise click.UsageError("name models or mixtures, or give --members or --file")
     chosen = list(sources)
@@ -132,6 +144,31 @@ def _subjects(
         from poolreg.evaluation.sweep import read_mixtures
 
         chosen = [str(mixture) for mixture in read_mixtures(pool.registry, Path(file))]
-    if name and len(chosen) != 1:
-        raise click.UsageError("--name is for the variants of one model or mixture")
+    if single and len(chosen) != 1:
+        raise click.UsageError(f"{single} is for the variants of one model or mixture")
     return chosen
+
+
+def _repositories(push: str | None, ratios: Sequence[float]) -> dict[float, str]:
+    """Return the repository of each ratio's variant."""
+    if push is None:
+        return {}
+    from poolreg.sharing.models import variant_repositories
+
+    return dict(zip(ratios, variant_repositories(push, ratios), strict=True))
+
+
+def _announce(label: str, repos: dict[float, str], private: bool, plan: VariantPlan) -> None:
+    """Print a plan, and make sure that there is a place for what it makes."""
+    say_plan(label, plan)
+    if repos:
+        from poolreg.sharing.models import check_repository
+
+        check_repository(repos[plan.ratio], private=private)
+
+
+def _publish(pool: Pool, variant: Variant, repo: str, *, private: bool, progress: Progress) -> None:
+    from poolreg.sharing.models import push_variant
+
+    url = push_variant(pool.registry, variant.digest, repo, private=private, progress=progress)
+    message(f"{variant.label}: published as {url}")

@@ -43,6 +43,8 @@ COMMANDS = {
         "attribution": "attribution:attribution",
         "suggest": "suggest:suggest",
     },
+    "Sharing": {"push": "push:push", "pull": "pull:pull", "bundle": "bundle:bundle"},
+    "Upkeep": {"verify": "verify:verify"},
     "Looking": {
         "ls": "ls:ls",
         "show": "show:show",

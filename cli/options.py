@@ -20,6 +20,7 @@ Command = Callable[..., Any]
 
 SCHEMES = click.Choice(["micro", "macro"])
 BUDGETS = click.Choice(["sum", "same"])
+REPO_TYPES = click.Choice(["model", "dataset"])
 
 
 def examples(*lines: str) -> str:
@@ -45,6 +46,48 @@ def in_pool(command: Command) -> Command:
             return command(pool, *args, **kwargs)
 
     return pool_option(wrapped)
+
+
+def queried(command: Command) -> Command:
+    """Give a command `--pool` or `--remote` and, as its first argument, what runs SQL there."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, folder: str | None, remote: str | None, revision: str | None,
+        repo_type: str | None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if remote is None:
+            from poolreg.pool import Pool
+
+            if revision or repo_type:
+                raise click.UsageError("--revision and --repo-type say more about --remote")
+            with Pool.open(folder) as pool:
+                return command(pool.sql, *args, **kwargs)
+        from poolreg.sharing.tables import sql_remote
+
+        if folder:
+            raise click.UsageError("--remote stands in place of --pool; give one of them")
+        run = functools.partial(
+            sql_remote, remote, revision=revision, repo_type=repo_type or "model"
+        )
+        return command(run, *args, **kwargs)
+
+    for option in reversed(_REMOTE):
+        wrapped = option(wrapped)
+    return pool_option(wrapped)
+
+
+_REMOTE = (
+    click.option(
+        "--remote", metavar="PLACE",
+        help="A pushed pool instead, not pulled: a Hub repository OWNER/NAME, or a URL.",
+    ),
+    click.option("--revision", metavar="REVISION", help="Its branch, tag or commit."),
+    click.option(
+        "--repo-type", type=click.Choice(["model", "dataset"]),
+        help="What kind of repository it is (default: model).",
+    ),
+)  # fmt: skip
 
 
 def formatted(command: Command) -> Command:
@@ -129,6 +172,36 @@ _HOW = (
         "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each process."
     ),
 )  # fmt: skip
+
+
+_ONLY = click.option(
+    "--only", metavar="EXPR", multiple=True, callback=comma_names,
+    shell_complete=complete("model", "partition"),
+    help="Only the weights of these models and of what these mixtures average: again for each, "
+    "or with commas. Records and results go along in any case.",
+)  # fmt: skip
+_RESULTS_ONLY = click.option(
+    "--results-only", is_flag=True, help="No weights, only records, results and texts."
+)
+
+
+def sent_options(command: Command) -> Command:
+    """Add what limits the weights that are sent."""
+    merges = click.option(
+        "--merges", is_flag=True, help="Also the weights of kept merges, else sent as recipes."
+    )
+    return _ONLY(_RESULTS_ONLY(merges(command)))
+
+
+def taken_options(command: Command) -> Command:
+    """Add what limits the weights that are taken, and how they are taken."""
+    trust = click.option(
+        "--trust-code", is_flag=True, help="Accept models that run Python of their own."
+    )
+    origin = click.option(
+        "--as", "origin", metavar="NAME", help="Said before names that are taken here."
+    )
+    return _ONLY(_RESULTS_ONLY(trust(origin(command))))
 
 
 def byte_size(value: str) -> int:

@@ -59,6 +59,8 @@ TRAINED = (
     Column("final_loss", "final loss", fixed(3)), Column("seconds", "time", duration),
     Column("new"), _DIGEST,
 )  # fmt: skip
+CONFLICTS = (Column("space", "kind"), Column("name"), Column("kept_as", "kept as"))
+FINDINGS = (Column("what"), Column("problem"), Column("way_out", "way out"))
 QUERIES = (Column("name"), Column("description"))
 TASK_SCORES = (
     Column("label", "subject"), Column("task"), Column("task_version", "version"),

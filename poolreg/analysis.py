@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poolreg.evaluation.evaluate import Settings
     from poolreg.report.draw import Chart
     from poolreg.schema import Statement
-    from poolreg.store.catalog import Table
+    from poolreg.store.sandbox import Table
     from poolreg.suggest.answer import Suggestions
     from poolreg.suggest.request import SuggestPlan
 
@@ -152,12 +152,17 @@ class Analysis:
 
         return list(statements("queries.sql").values())
 
-    def query(self, name: str) -> Table:
-        """Run a named query of `schema/queries.sql`; raises `NotFound`."""
+    @staticmethod
+    def named_query(name: str) -> str:
+        """Return the SQL of a named query of `schema/queries.sql`; raises `NotFound`."""
         from poolreg.schema import statements
         from poolreg.store.registry import unknown_name
 
         known = statements("queries.sql")
         if name not in known:
             raise unknown_name("query", name, known)
-        return self.sql(known[name].sql)
+        return known[name].sql
+
+    def query(self, name: str) -> Table:
+        """Run a named query of `schema/queries.sql`; raises `NotFound`."""
+        return self.sql(self.named_query(name))

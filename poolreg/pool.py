@@ -18,6 +18,7 @@ from poolreg.errors import NotFound
 from poolreg.evaluation import ask as asking
 from poolreg.evaluation import sweep as sweeping
 from poolreg.evaluation.evaluate import Settings
+from poolreg.exchange import Exchange
 from poolreg.models import describe as describing
 from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
@@ -34,15 +35,16 @@ if TYPE_CHECKING:
     from poolreg.models.diff import TensorDiff
     from poolreg.models.folders import Merged
     from poolreg.models.stored import AddedModel
-    from poolreg.store.catalog import Table
+    from poolreg.store.sandbox import Table
     from poolreg.text.partitions import Added, PartitionCheck
     from poolreg.training.jobs import Job, Trained
     from poolreg.training.recipe import TrainingRecipe
+    from poolreg.verify import Verdict
 
 PathLike = str | Path
 
 
-class Pool(Analysis):
+class Pool(Analysis, Exchange):
     """One pool in a folder. Open it with `Pool.open` or `Pool.create`; use as a context manager.
 
     Methods raise the errors of `poolreg.errors`. A pool may be used by several processes at
@@ -134,6 +136,12 @@ class Pool(Analysis):
     def describe(self, text: str) -> list[dict[str, Any]]:
         """Return what a name, digest or expression stands for: see `poolreg.models.describe`."""
         return describing.describe(self.registry, text)
+
+    def verify(self, *, full: bool = False, progress: Progress = SILENT) -> Verdict:
+        """Check that everything that the pool names is there; `full` hashes it again."""
+        from poolreg.verify import verify
+
+        return verify(self.registry, full=full, progress=progress)
 
     def remove(self, space: str, name: str) -> str:
         """Tombstone a partition, model or evalset and return its digest; its data stays."""
@@ -298,6 +306,20 @@ class Pool(Analysis):
         subject = self.resolve(text, scheme=scheme, seed=seed)
         return merge_subject(self.registry, subject, Path(out), **options)
 
+    def keep_merge(
+        self, text: str, name: str, *, scheme: str = "micro", seed: str | None = None,
+        **options: Any,
+    ) -> AddedModel:  # fmt: skip
+        """Keep the exact average of a mixture in the pool as model `name`.
+
+        Options: `dtype`, `max_shard_bytes`, `threads`, `replace`, `progress` of
+        `poolreg.models.merges.keep_merge`.
+        """
+        from poolreg.models.merges import keep_merge
+
+        subject = self.resolve(text, scheme=scheme, seed=seed)
+        return keep_merge(self.registry, subject, name, **options)
+
     def plan_compression(
         self, text: str, ratios: Sequence[float], *, scheme: str = "micro",
         seed: str | None = None, progress: Progress = SILENT, **how: Any,
@@ -385,7 +407,7 @@ class Pool(Analysis):
     def scores(self, planned: SweepPlan) -> Table:
         """Return the memoised scores of a sweep's mixtures under its protocol, best first."""
         protocols = sorted({p.digest for p in planned.work.protocols.values()})
-        from poolreg.store.catalog import Table
+        from poolreg.store.sandbox import Table
 
         rows = self.registry.select(
             "sweep_scores", mixtures=[subject.mixture_digest for subject in planned.subjects],

@@ -1,0 +1,73 @@
+"""poolreg push: publish what a repository or a URL lacks of the pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import REPO_TYPES, examples, formatted, in_pool, sent_options
+from .output import many, message, show, size
+from .progress import bar
+from .tables import CONFLICTS
+
+if TYPE_CHECKING:
+    from poolreg.pool import Pool
+
+
+@click.command(
+    epilog=examples(
+        "poolreg push you/pool",
+        "poolreg push you/pool --private --tag v1",
+        "poolreg push you/results --repo-type dataset",
+        "poolreg push you/pool --only code+prose --dry-run",
+        "poolreg push s3://bucket/pool",
+    )
+)
+@click.argument("place", required=False, metavar="[REPO|URL]")
+@click.option(
+    "--repo-type", type=REPO_TYPES, default="model", show_default=True,
+    help="A dataset repository takes the results without weights.",
+)  # fmt: skip
+@click.option("--revision", metavar="BRANCH", help="Push to this branch; it is made if need be.")
+@click.option("--tag", metavar="T", help="Give the commit a tag.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@sent_options
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option(
+    "--as", "origin", metavar="NAME",
+    help="Said before names that mean something else there (default: pool-ID).",
+)  # fmt: skip
+@in_pool
+@formatted
+def push(pool: Pool, place: str | None, form: str, **options: Any) -> None:
+    """Publish the pool on the Hugging Face Hub or at a URL.
+
+    Sends only what is not there yet, as one commit that readers see whole. REPO is OWNER/NAME; a
+    URL is file:///folder, s3://bucket/folder or whatever fsspec knows. Without either, the pool
+    goes where it was last pushed to or pulled from. Where somebody else gave a name to something
+    else, yours is published beside it, as NAME/name. Paths of this machine and calibrations stay
+    here.
+    """
+    with bar() as progress:
+        done = pool.push(place, progress=progress, **options)
+    if form != "table":
+        show([vars(done)], form, names="version")
+        return
+    what = f"{many(done.records, 'record')} and {many(done.objects, 'object')}, {size(done.bytes)}"
+    if options["dry_run"]:
+        message(f"would send {what} to {done.place}")
+    elif done.changed:
+        message(f"sent {what} to {done.place} {done.version[:12]}".rstrip())
+    else:
+        message(f"{done.place} has all of it; nothing was sent")
+    if done.absent:
+        message(f"{many(done.absent, 'object')} are neither here nor there")
+    show_conflicts(done.conflicts, "there")
+
+
+def show_conflicts(conflicts: Any, where: str) -> None:
+    """Tell which names mean something else on the other side."""
+    if conflicts:
+        message(f"names that mean something else {where}:")
+        show([vars(conflict) for conflict in conflicts], "table", CONFLICTS)

@@ -1,0 +1,285 @@
+"""Push: publish what this pool holds and a place lacks.
+
+The records that are there already are read first, as a pull would. What is new goes there as one
+more segment of the journal, after the objects that it names; the tables, the card and the model
+folders are made from the pool as it will be there, so they show the union of both. On the Hub all
+this is one commit. If somebody else publishes in the meantime, everything is compared again; what
+was uploaded is not uploaded twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from poolreg.errors import Conflict as Taken
+from poolreg.errors import NotFound
+from poolreg.files import lock
+from poolreg.models.resolve import Resolver
+from poolreg.progress import SILENT, Progress
+from poolreg.sharing.arrival import Arrival
+from poolreg.sharing.bundles import write_bundle
+from poolreg.sharing.contents import STAYING, Conflict, Contents, Incoming, incoming, travelling
+from poolreg.sharing.inbound import read_segment
+from poolreg.sharing.places import (
+    MARK,
+    MARKER,
+    Moved,
+    Outgoing,
+    Place,
+    Snapshot,
+    object_path,
+    segment_path,
+)
+from poolreg.sharing.scratch import scratch_pool, write_segment
+from poolreg.sharing.showcase import FOLDERS, showcase
+from poolreg.store import records
+from poolreg.store.journal import Record
+from poolreg.store.registry import Registry
+
+ATTEMPTS = 10
+# What a repository may hold before the first push: what the Hub itself puts there.
+_HARMLESS = ("README.md", ".gitattributes", ".gitignore", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Sending:
+    """What to publish: weights of all models, of those that some expressions need, or of none.
+
+    Records, results, texts and tokenizers go in any case. Merges that the pool keeps go as their
+    recipes, unless `merges`. A `dry_run` only says what would go.
+    """
+
+    only: tuple[str, ...] = ()
+    weights: bool = True
+    merges: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push sent, or would send. `absent` counts objects that neither side holds."""
+
+    place: str
+    version: str
+    records: int
+    objects: int
+    bytes: int
+    absent: int
+    conflicts: tuple[Conflict, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Tell whether there was anything to send."""
+        return bool(self.records or self.objects)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What the place lacks: a segment of new records if any, objects; and how many are nowhere."""
+
+    segments: list[Outgoing]
+    records: int
+    objects: list[Outgoing]
+    absent: int
+    conflicts: tuple[Conflict, ...]
+
+
+def push(
+    registry: Registry, place: Place, sending: Sending | None = None, *,
+    origin: str | None = None, progress: Progress = SILENT,
+) -> Pushed:  # fmt: skip
+    """Publish at `place` what it lacks of the pool; nothing changes where it lacks nothing.
+
+    `origin` is said before names that mean something else there (default: pool- and the
+    beginning of this pool's id). Raises `Conflict` for a place that holds something else than a
+    pool, or where others keep publishing.
+    """
+    sending = sending or Sending()
+    origin = origin or f"pool-{registry.id[:6]}"
+    with lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to share it"):
+        tried: list[Pushed] = []
+        for _ in range(ATTEMPTS):
+            snapshot = _look(place, sending)
+            staging = registry.root / "tmp" / "outgoing"
+            arrival = Arrival(place, snapshot, registry.objects, staging)
+            try:
+                done = _push(registry, arrival, sending, origin, tried, progress)
+            except Moved:
+                continue
+            finally:
+                arrival.discard()
+            if tried and not sending.dry_run:
+                # An attempt that went unanswered may be found to have been made.
+                done = replace(tried[-1], version=done.version)
+                _note(registry, place, done)
+            return done
+    raise Taken(f"others keep publishing at {place.url}", hint="run it again; it goes on")
+
+
+def bundle(
+    registry: Registry, file: Path, sending: Sending | None = None, *, force: bool = False,
+    progress: Progress = SILENT,
+) -> Pushed:  # fmt: skip
+    """Write all that a push to an empty place would send to one tar file.
+
+    Raises `Conflict` for a file that exists, unless `force`.
+    """
+    with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as folder:
+        marker = Path(folder) / MARKER
+        marker.write_bytes(MARK)
+        load = _load(
+            registry, Path(folder), Snapshot({}), Contents(), sending or Sending(), "", progress
+        )
+        members = [Outgoing.of(MARKER, marker), *load.segments, *load.objects]
+        progress.start("writing", sum(item.size for item in members), "bytes")
+        write_bundle(file, members, progress=progress.advance, force=force)
+    return Pushed(
+        str(file), "", load.records, len(load.objects), sum(o.size for o in load.objects),
+        load.absent, (),
+    )  # fmt: skip
+
+
+def _look(place: Place, sending: Sending) -> Snapshot:
+    try:
+        return place.look()
+    except NotFound:
+        if sending.dry_run:
+            return Snapshot({})
+    place.create()
+    return place.look()
+
+
+def _push(
+    registry: Registry, arrival: Arrival, sending: Sending, origin: str, tried: list[Pushed],
+    progress: Progress,
+) -> Pushed:  # fmt: skip
+    _check_place(arrival)
+    arrival.fetch_journal(progress)
+    progress.start("comparing", 0, "records")
+    there = Contents.of(
+        record
+        for digest, file in arrival.segments().items()
+        for record in read_segment(file, digest)
+    )
+    load = _load(registry, arrival.staging, arrival.snapshot, there, sending, origin, progress)
+    size = sum(item.size for item in load.objects)
+    done = Pushed(
+        arrival.place.url, arrival.snapshot.version, load.records, len(load.objects), size,
+        load.absent, load.conflicts,
+    )  # fmt: skip
+    if done.changed and not sending.dry_run:
+        tried.append(done)
+        done = replace(done, version=_send(registry, arrival, load, progress))
+    arrival.keep_journal()
+    return done
+
+
+def _check_place(arrival: Arrival) -> None:
+    """Raise `Conflict` where something else than a pool is."""
+    files = arrival.snapshot.files
+    strange = [path for path in files if path not in _HARMLESS and not path.startswith("objects/")]
+    if MARKER in files:
+        arrival.check_marker()
+    elif strange:
+        raise Taken(
+            f"{arrival.place.url} holds something else than a pool: {min(strange)!r}",
+            hint="choose a place of its own for the pool",
+        )
+
+
+def _load(
+    registry: Registry, folder: Path, snapshot: Snapshot, there: Contents, sending: Sending,
+    origin: str, progress: Progress,
+) -> _Load:  # fmt: skip
+    given = incoming(Contents.of(registry.journal.all()), there, origin=origin)
+    file = folder / "new.jsonl"
+    file.unlink(missing_ok=True)
+    sizes: dict[str, int] = {}
+    count = write_segment(_given(registry, given, sizes, progress), file)
+    hashed = Outgoing.of("", file)
+    segments = [replace(hashed, path=segment_path(hashed.sha256))] if count else []
+    unwanted = _unwanted(registry, given.theirs, sending)
+    present = snapshot.objects()
+    objects, absent = [], 0
+    for digest, size in sorted(sizes.items()):
+        entry = present.get(digest)
+        if entry and entry.size == size and entry.sha256 in (None, digest):
+            continue
+        if registry.objects.has(digest) and digest not in unwanted:
+            source = registry.objects.path(digest)
+            objects.append(Outgoing(object_path(digest), source, digest, size))
+        elif digest not in unwanted:
+            absent += 1
+    return _Load(segments, count, objects, absent, given.conflicts)
+
+
+def _given(
+    registry: Registry, given: Incoming, sizes: dict[str, int], progress: Progress
+) -> Iterator[Record]:
+    """Yield the records that are new there, noting the objects that all of ours name."""
+    for record in map(travelling, registry.journal.all()):
+        progress.advance(1)
+        if record.kind not in STAYING:
+            sizes.update(record.objects)
+        if given.wants(record):
+            yield record
+    yield from (record for record in given.made if not given.ours.has(record.kind, record.id))
+
+
+def _unwanted(registry: Registry, ours: Contents, sending: Sending) -> set[str]:
+    """Return the weights that do not go."""
+    rows = registry.select("weight_files")
+    models = {row["model"] for row in rows}
+    chosen = models if sending.weights else set()
+    if sending.weights and sending.only:
+        subjects = [Resolver(registry).subject(text) for text in sending.only]
+        chosen = {model for subject in subjects for model, _ in subject.components}
+        chosen |= {subject.seed for subject in subjects if subject.seed}
+    if not sending.merges:
+        chosen = chosen - {row["model"] for row in registry.select("builds")}
+    chosen = {model for model in chosen if not ours.removed("model", model)}
+    wanted = {row["object"] for row in rows if row["model"] in chosen}
+    return {row["object"] for row in rows} - wanted
+
+
+def _send(registry: Registry, arrival: Arrival, load: _Load, progress: Progress) -> str:
+    """Publish the load with tables, card and model folders of the pool as it will be there."""
+    place, files = arrival.place, arrival.snapshot.files
+    with (
+        scratch_pool(
+            arrival.staging / "pool", registry.objects,
+            [*arrival.segments().values(), *(part.source for part in load.segments)],
+        ) as future,
+        tempfile.TemporaryDirectory(dir=arrival.staging) as folder,
+    ):  # fmt: skip
+        progress.start("making tables and card", 0, "files")
+        there = {*arrival.snapshot.objects(), *(item.sha256 for item in load.objects)}
+        shown = showcase(future, Path(folder), place, there)
+        kept = {item.path for item in shown}
+        rest = [*load.segments, *(item for item in shown if not item.is_at(files.get(item.path)))]
+        gone = [path for path in files if path.startswith(FOLDERS) and path not in kept]
+        sizes = {item.sha256: item.size for item in [*load.objects, *rest]}
+        progress.start("sending", sum(sizes.values()), "bytes")
+        version = place.publish(
+            arrival.snapshot, load.objects, rest, gone, message=_message(load),
+            progress=progress.advance,
+        )  # fmt: skip
+    for part in load.segments:
+        registry.objects.put_file(part.source, expect=part.sha256)
+    return version
+
+
+def _message(load: _Load) -> str:
+    return f"Add {load.records} records and {len(load.objects)} objects"
+
+
+def _note(registry: Registry, place: Place, done: Pushed) -> None:
+    said = records.transfer(
+        "push", done.place, version=done.version, records=done.records, objects=done.objects,
+        bytes=done.bytes, skipped=done.absent, repo_type=place.repo_type, revision=place.revision,
+    )  # fmt: skip
+    with registry.writing():
+        registry.record(said)
