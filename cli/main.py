@@ -43,8 +43,6 @@ COMMANDS = {
         "attribution": "attribution:attribution",
         "suggest": "suggest:suggest",
     },
-    "Sharing": {"push": "push:push", "pull": "pull:pull", "bundle": "bundle:bundle"},
-    "Upkeep": {"verify": "verify:verify"},
     "Looking": {
         "ls": "ls:ls",
         "show": "show:show",
@@ -53,6 +51,8 @@ COMMANDS = {
         "query": "query:query",
         "sql": "sql:sql",
     },
+    "Sharing": {"push": "push:push", "pull": "pull:pull", "bundle": "bundle:bundle"},
+    "Upkeep": {"verify": "verify:verify"},
 }
 _PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def pull(
     place: str | None, directory: Path | None, folder: str | None, form: str, **options: Any
 ) -> None:
-    """Bring a published pool here, or what it has and this pool lacks.
+    """Bring what a published pool has and this one lacks.
 
     Into DIR, which becomes a pool if it is none, else into the present pool. Everything is
     checked before it counts: bytes against digests, models as `model add` does. Pulling is a
@@ -88,7 +88,7 @@ def say_pulled(done: Any, root: Path, form: str) -> None:
             f"{size(done.bytes)}, from {done.place} {done.version[:12]}".rstrip()
         )
     if done.rebuilt:
-        message(f"rebuilt {many(done.rebuilt, 'merge')} from their recipes")
+        message(f"rebuilt {many(done.rebuilt, 'merge')} by recipe")
     if done.left:
         message(f"left {many(done.left, 'object')} there; bring models with: poolreg pull --only")
     if done.absent:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @queried
 @formatted
 def sql(run: Callable[..., Table], statement: str, max_seconds: float, form: str) -> None:
-    """Run a DuckDB query over the catalog, read-only, or over that of a pushed pool.
+    """Run a DuckDB query over a catalog, read-only.
 
     SQL is the query, or - to read it from stdin. The catalog cannot be changed, and files and
     extensions are out of reach. Tables and views are described in docs/schema.md; start with

@@ -299,6 +299,35 @@ def test_a_commit_that_went_unanswered_is_found(hub, answered):
     assert len(sent(hub, "POST", "/commit/")) == 2
 
 
+def test_more_files_than_a_commit_takes(hub, answered, tmp_path, monkeypatch):
+    monkeypatch.setattr("poolreg.sharing.hub.MOST_FILES", 60)
+    answered.push(REPO)
+    commits = [commit.tree for commit in hub.repo(REPO).commits.values()]
+    early = [tree for tree in commits if "poolreg.json" not in tree]
+    assert any(path.startswith("objects/") for path in early[-1])
+    assert not any(path.startswith(("journal/", "models/", "tables/")) for path in early[-1])
+    sizes = [
+        len(after.keys() - before.keys())
+        for before, after in zip(commits, commits[1:], strict=False)
+    ]
+    assert max(sizes) <= 60 < sum(sizes)
+    with pulled(tmp_path / "b") as other:
+        assert ids(other) == ids(answered)
+
+
+@pytest.mark.slow
+def test_a_server_without_xet_is_told_from_a_network_that_is_down(hub, answered):
+    environment = {**os.environ, **hub.environment(), "HF_HUB_DISABLE_XET": "0"}
+    command = [sys.executable, "-c", "from poolreg.cli.main import main; main()"]
+    told = subprocess.run(
+        [*command, "--pool", str(answered.root), "push", REPO], env=environment, text=True,
+        capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert "HF_HUB_DISABLE_XET=1" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 # -- what others make of it ------------------------------------------------------------------
 
 LOADS = """

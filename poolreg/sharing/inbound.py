@@ -30,6 +30,7 @@ from poolreg.text.corpus import decode_documents, document_digests
 from poolreg.text.partitions import evalset_id, partition_id, unit_id
 
 MAX_SIZE = 1 << 50  # bytes of one object
+MAX_FILE_NAME = 200  # bytes; file systems take 255
 SPACES = ("partition", "model", "evalset")
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
@@ -156,8 +157,8 @@ def _of_evalset(record: Record) -> str:
 def _of_model(record: Record) -> None:
     """Check what later code relies on; the digest is checked with the files themselves."""
     names = [check_file_name(file["name"]) for file in record.body["files"]]
-    if len(set(names)) != len(names):
-        raise ValueError("two of its files have one name")
+    if len(set(names)) != len(names) or any(len(name.encode()) > MAX_FILE_NAME for name in names):
+        raise ValueError("two of its files have one name, or one has a name that is too long")
     for file in record.body["files"]:
         if record.objects.get(file["object"]) != file["bytes"]:
             raise ValueError("its files are not its objects")
