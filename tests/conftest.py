@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import click
 import pools
 import pytest
 from click.testing import CliRunner, Result
-from hub import Hub
+from hub import Hub, Repo
 
 from poolreg import Pool
 
@@ -56,6 +58,29 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as server:
         server.adopt(monkeypatch)
         yield server
+
+
+@dataclass(frozen=True)
+class Published:
+    """The tiny pool with a few answers, before it was pushed, after, and what the Hub has."""
+
+    asked: Path
+    pushed: Path
+    repo: Repo
+
+
+@pytest.fixture(scope="session")
+def published(tiny, tmp_path_factory) -> Published:
+    """A pool that was pushed to me/pool once; copy before you change anything."""
+    folder = tmp_path_factory.mktemp("published")
+    with Hub(folder / "hub") as server, pytest.MonkeyPatch.context() as patch:
+        server.adopt(patch)
+        with Pool.open(tiny.copy(folder / "asked")) as opened:
+            opened.ask(["alpha+beta", "all"])
+        shutil.copytree(folder / "asked", folder / "pushed")
+        with Pool.open(folder / "pushed") as opened:
+            opened.push("me/pool")
+        return Published(folder / "asked", folder / "pushed", server.repo("me/pool"))
 
 
 # -- the command line, loaded as the installed script loads it ----------------------------------

@@ -15,6 +15,7 @@ Not spoken: pull requests, multipart uploads, buckets, redirects of large files 
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -151,6 +152,13 @@ class Repo:
         self.uploads: dict[str, mmap] = {}
         self.xet: dict[str, str] = {}
         self.commit("main", {".gitattributes": _regular(ATTRIBUTES.encode())}, "initial commit")
+
+    def copy(self) -> Repo:
+        """Return a repository of its own with the same history and files."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(made, name, dict(value) if isinstance(value, dict) else value)
+        return made
 
     def at(self, revision: str) -> Commit:
         """Return the commit that a branch, a tag or (the start of) an id names."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pools
@@ -35,18 +38,18 @@ def sent(hub, method: str, words: str = "") -> list:
 
 
 @pytest.fixture
-def answered(pool) -> Pool:
+def answered(published, tmp_path) -> Iterator[Pool]:
     """A pool with a few answers."""
-    pool.ask(["alpha+beta", "all"])
-    return pool
+    with Pool.open(shutil.copytree(published.asked, tmp_path / "pool")) as pool:
+        yield pool
 
 
 @pytest.fixture
-def pushed(hub, answered) -> Pool:
+def pushed(hub, published, tmp_path) -> Iterator[Pool]:
     """That pool, published."""
-    answered.push(REPO)
-    hub.clear()
-    return answered
+    hub.repos["model", REPO] = published.repo.copy()
+    with Pool.open(shutil.copytree(published.pushed, tmp_path / "pool")) as pool:
+        yield pool
 
 
 def pulled(folder: Path, **options) -> Pool:
@@ -306,10 +309,7 @@ def test_more_files_than_a_commit_takes(hub, answered, tmp_path, monkeypatch):
     early = [tree for tree in commits if "poolreg.json" not in tree]
     assert any(path.startswith("objects/") for path in early[-1])
     assert not any(path.startswith(("journal/", "models/", "tables/")) for path in early[-1])
-    sizes = [
-        len(after.keys() - before.keys())
-        for before, after in zip(commits, commits[1:], strict=False)
-    ]
+    sizes = [len(after.keys() - before.keys()) for before, after in itertools.pairwise(commits)]
     assert max(sizes) <= 60 < sum(sizes)
     with pulled(tmp_path / "b") as other:
         assert ids(other) == ids(answered)
