@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import examples, formatted, in_pool, pool_option, sent_options, taken_options
-from .output import many, message, show, size
+from .options import examples, formatted, in_pool, pool_option
 from .progress import bar
-from .pull import opened, say_pulled
+from .sharing import opened, say_pulled, say_pushed, sent_options, taken_options
 
 if TYPE_CHECKING:
     from poolreg.pool import Pool
@@ -43,13 +42,7 @@ def create(pool: Pool, file: Path, form: str, **options: Any) -> None:
     """
     with bar() as progress:
         done = pool.create_bundle(file, progress=progress, **options)
-    if form != "table":
-        show([vars(done)], form, names="place")
-        return
-    what = f"{many(done.records, 'record')} and {many(done.objects, 'object')}, {size(done.bytes)}"
-    message(f"wrote {file}: {what}")
-    if done.absent:
-        message(f"{many(done.absent, 'object')} that records name are not here")
+    say_pushed(done, form, "wrote", names="place")
 
 
 @bundle.command(

@@ -153,7 +153,7 @@ def _repositories(push: str | None, ratios: Sequence[float]) -> dict[float, str]
     """Return the repository of each ratio's variant."""
     if push is None:
         return {}
-    from poolreg.sharing.models import variant_repositories
+    from poolreg.sharing.single import variant_repositories
 
     return dict(zip(ratios, variant_repositories(push, ratios), strict=True))
 
@@ -162,13 +162,13 @@ def _announce(label: str, repos: dict[float, str], private: bool, plan: VariantP
     """Print a plan, and make sure that there is a place for what it makes."""
     say_plan(label, plan)
     if repos:
-        from poolreg.sharing.models import check_repository
+        from poolreg.sharing.single import model_repository
 
-        check_repository(repos[plan.ratio], private=private)
+        model_repository(repos[plan.ratio], private=private)
 
 
 def _publish(pool: Pool, variant: Variant, repo: str, *, private: bool, progress: Progress) -> None:
-    from poolreg.sharing.models import push_variant
+    from poolreg.sharing.single import push_variant
 
     url = push_variant(pool.registry, variant.digest, repo, private=private, progress=progress)
     message(f"{variant.label}: published as {url}")

@@ -123,7 +123,7 @@ def _folders(
     folders: Sequence[str], out: Path | None, *, repo: str | None = None, **options: Any
 ) -> tuple[Merged, str]:
     if repo is not None:
-        from poolreg.sharing.models import push_folders
+        from poolreg.sharing.single import push_folders
 
         return push_folders(folders, repo, out=out, **options)
     from poolreg.models.folders import merge_folders
@@ -136,7 +136,7 @@ def _mixture(
     repo: str | None = None, **options: Any,
 ) -> tuple[Merged, str]:  # fmt: skip
     if repo is not None:
-        from poolreg.sharing.models import push_merge
+        from poolreg.sharing.single import push_merge
 
         subject = pool.resolve(text, scheme=scheme, seed=seed)
         return push_merge(pool.registry, subject, repo, out=out, **options)

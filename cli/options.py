@@ -63,7 +63,7 @@ def queried(command: Command) -> Command:
                 raise click.UsageError("--revision and --repo-type say more about --remote")
             with Pool.open(folder) as pool:
                 return command(pool.sql, *args, **kwargs)
-        from poolreg.sharing.tables import sql_remote
+        from poolreg.sharing.published import sql_remote
 
         if folder:
             raise click.UsageError("--remote stands in place of --pool; give one of them")
@@ -84,7 +84,7 @@ _REMOTE = (
     ),
     click.option("--revision", metavar="REVISION", help="Its branch, tag or commit."),
     click.option(
-        "--repo-type", type=click.Choice(["model", "dataset"]),
+        "--repo-type", type=REPO_TYPES,
         help="What kind of repository it is (default: model).",
     ),
 )  # fmt: skip
@@ -172,36 +172,6 @@ _HOW = (
         "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each process."
     ),
 )  # fmt: skip
-
-
-_ONLY = click.option(
-    "--only", metavar="EXPR", multiple=True, callback=comma_names,
-    shell_complete=complete("model", "partition"),
-    help="Only the weights of these models and of what these mixtures average: again for each, "
-    "or with commas. Records and results go along in any case.",
-)  # fmt: skip
-_RESULTS_ONLY = click.option(
-    "--results-only", is_flag=True, help="No weights, only records, results and texts."
-)
-
-
-def sent_options(command: Command) -> Command:
-    """Add what limits the weights that are sent."""
-    merges = click.option(
-        "--merges", is_flag=True, help="Also the weights of kept merges, else sent as recipes."
-    )
-    return _ONLY(_RESULTS_ONLY(merges(command)))
-
-
-def taken_options(command: Command) -> Command:
-    """Add what limits the weights that are taken, and how they are taken."""
-    trust = click.option(
-        "--trust-code", is_flag=True, help="Accept models that run Python of their own."
-    )
-    origin = click.option(
-        "--as", "origin", metavar="NAME", help="Said before names that are taken here."
-    )
-    return _ONLY(_RESULTS_ONLY(trust(origin(command))))
 
 
 def byte_size(value: str) -> int:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import REPO_TYPES, examples, formatted, in_pool, sent_options
-from .output import many, message, show, size
+from .options import REPO_TYPES, examples, formatted, in_pool
 from .progress import bar
-from .tables import CONFLICTS
+from .sharing import say_pushed, sent_options
 
 if TYPE_CHECKING:
     from poolreg.pool import Pool
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.argument("place", required=False, metavar="[REPO|URL]")
 @click.option(
-    "--repo-type", type=REPO_TYPES, default="model", show_default=True,
+    "--repo-type", type=REPO_TYPES,
     help="A dataset repository takes the results without weights.",
 )  # fmt: skip
 @click.option("--revision", metavar="BRANCH", help="Push to this branch; it is made if need be.")
@@ -43,31 +42,12 @@ if TYPE_CHECKING:
 def push(pool: Pool, place: str | None, form: str, **options: Any) -> None:
     """Publish the pool on the Hugging Face Hub or at a URL.
 
-    Sends only what is not there yet, as one commit that readers see whole. REPO is OWNER/NAME; a
-    URL is file:///folder, s3://bucket/folder or whatever fsspec knows. Without either, the pool
-    goes where it was last pushed to or pulled from. Where somebody else gave a name to something
-    else, yours is published beside it, as NAME/name. Paths of this machine and calibrations stay
-    here.
+    Sends only what is not there yet, as one commit that readers see whole. A new repository is
+    public unless --private, and the text of evalsets is published. REPO is OWNER/NAME; a URL is
+    file:///folder, s3://bucket/folder or whatever fsspec knows. Without either, the pool goes
+    where it was last pushed to. Where somebody else gave a name to something else, yours is
+    published beside it, as NAME/name. Paths of this machine and calibrations stay here.
     """
     with bar() as progress:
         done = pool.push(place, progress=progress, **options)
-    if form != "table":
-        show([vars(done)], form, names="version")
-        return
-    what = f"{many(done.records, 'record')} and {many(done.objects, 'object')}, {size(done.bytes)}"
-    if options["dry_run"]:
-        message(f"would send {what} to {done.place}")
-    elif done.changed:
-        message(f"sent {what} to {done.place} {done.version[:12]}".rstrip())
-    else:
-        message(f"{done.place} has all of it; nothing was sent")
-    if done.absent:
-        message(f"{many(done.absent, 'object')} are neither here nor there")
-    show_conflicts(done.conflicts, "there")
-
-
-def show_conflicts(conflicts: Any, where: str) -> None:
-    """Tell which names mean something else on the other side."""
-    if conflicts:
-        message(f"names that mean something else {where}:")
-        show([vars(conflict) for conflict in conflicts], "table", CONFLICTS)
+    say_pushed(done, form, "would send" if options["dry_run"] else "sent")

@@ -59,7 +59,7 @@ TRAINED = (
     Column("final_loss", "final loss", fixed(3)), Column("seconds", "time", duration),
     Column("new"), _DIGEST,
 )  # fmt: skip
-CONFLICTS = (Column("space", "kind"), Column("name"), Column("kept_as", "kept as"))
+CLASHES = (Column("space", "kind"), Column("name"), Column("kept_as", "kept as"))
 FINDINGS = (Column("what"), Column("problem"), Column("way_out", "way out"))
 QUERIES = (Column("name"), Column("description"))
 TASK_SCORES = (

@@ -13,7 +13,7 @@ from poolreg.progress import SILENT, Progress
 from poolreg.store.registry import Registry
 
 _FETCH = "fetch it from where the pool was pulled: poolreg pull --only NAME"
-_RESTORE = "restore it from a copy of the pool, or pull from where the pool was pushed"
+_RESTORE = "restore it from a copy of the pool, or pull it from where the pool was pushed"
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,20 @@ def verify(registry: Registry, *, full: bool = False, progress: Progress = SILEN
         for row in registry.select("dangling_names")
     ]
     rows = registry.select("object_list")
-    partial = bool(registry.select("partial_pulls"))
     progress.start("checking", sum(row["bytes"] for row in rows) if full else len(rows),
                    "bytes" if full else "objects")  # fmt: skip
-    elsewhere = hashed = 0
+    elsewhere = hashed = here = size = 0
     for row in rows:
         problem = _problem(registry, row["digest"], row["bytes"], full=full)
         progress.advance(row["bytes"] if full else 1)
-        hashed += full and problem != "missing"
-        if problem == "missing" and partial and row["is_weights"]:
+        if problem != "missing":
+            here, size, hashed = here + 1, size + row["bytes"], hashed + full
+        if problem == "missing" and row["was_left"]:
             elsewhere += 1
         elif problem:
             way_out = _FETCH if row["is_weights"] else _RESTORE
             findings.append(Finding(f"object {row['digest']}", problem, way_out))
-    size = sum(row["bytes"] for row in rows)
-    return Verdict(records, len(rows), size, hashed, elsewhere, tuple(findings))
+    return Verdict(records, here, size, hashed, elsewhere, tuple(findings))
 
 
 def _problem(registry: Registry, digest: str, size: int, *, full: bool) -> str:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
     ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from poolreg.errors import PoolregError
@@ -104,19 +104,24 @@ class _Sent:
 
 
 class _Stopped(Exception):
-    """Another call failed, or the user interrupted: nobody waits for this one."""
+    """The user interrupted: nobody waits for this call."""
+
+
+_PATIENCE = 2.0  # seconds for threads to end what they are at
 
 
 def at_once(
     do: Callable[[T, Callable[[int], None]], None], items: Iterable[T], *, threads: int,
     progress: Callable[[int], None],
 ) -> None:  # fmt: skip
-    """Call `do(item, tell)` for each item from a few threads; the first error ends all of them.
+    """Call `do(item, tell)` for each item from a few threads, and raise the first error.
 
-    `tell` passes amounts on to `progress`, one at a time. It is where a call ends that is no
-    longer wanted, so long work calls it often.
+    After an error nothing new begins; what has begun is done to its end. `tell` passes amounts on
+    to `progress`, one at a time; it is where a call ends when the user interrupts, so long work
+    calls it often.
     """
-    stop, turn = threading.Event(), threading.Lock()
+    waiting, stop, turn = deque(items), threading.Event(), threading.Lock()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def tell(amount: int) -> None:
         with turn:
@@ -124,12 +129,35 @@ def at_once(
                 raise _Stopped
             progress(amount)
 
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(do, item, tell) for item in items]
+    def taken() -> Iterator[T]:
+        while True:
+            with turn:
+                if not waiting:
+                    return
+                item = waiting.popleft()
+            yield item
+
+    def work() -> None:
         try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            for item in taken():
+                do(item, tell)
+        except BaseException as error:  # noqa: BLE001  raised below, in the caller's thread
+            waiting.clear()
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    # Daemons: a silent network may hold them long after nobody waits for them.
+    crew = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(waiting)))]
+    for thread in crew:
+        thread.start()
+    try:
+        errors = [ended.get() for _ in crew]
+    except BaseException:
+        stop.set()
+        waiting.clear()
+        for thread in crew:
+            thread.join(_PATIENCE / len(crew))
+        raise
+    for error in filter(None, errors):
+        raise error

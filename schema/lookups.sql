@@ -268,9 +268,9 @@ SELECT subject, dtype, max_shard_bytes FROM builds WHERE model = $model ORDER BY
 SELECT model, numerator, denominator FROM recipe_components WHERE recipe = $recipe ORDER BY model;
 
 -- name: last_transfer
--- Where the pool was last pushed to or pulled from.
+-- Where the pool was last pushed to, or pulled from; bundles cannot be written to again.
 SELECT direction, place, repo_type, revision, version FROM transfers
-WHERE repo_type <> '' OR contains(place, '://')
+WHERE direction IN (SELECT unnest($directions)) AND (repo_type <> '' OR contains(place, '://'))
 ORDER BY added DESC, record LIMIT 1;
 
 -- name: weight_files
@@ -282,8 +282,9 @@ SELECT model, object FROM model_files WHERE role = 'weights' ORDER BY model, obj
 SELECT DISTINCT model FROM builds ORDER BY model;
 
 -- name: object_list
--- Every object that a record names, and whether it is a weights file.
-SELECT digest, bytes, digest IN (SELECT object FROM model_files WHERE role = 'weights') AS is_weights
+-- Every object that a record names, whether it is a weights file, and whether a pull left it.
+SELECT digest, bytes, digest IN (SELECT object FROM model_files WHERE role = 'weights') AS is_weights,
+       digest IN (SELECT object FROM transfer_left) AS was_left
 FROM objects
 ORDER BY digest;
 
@@ -293,7 +294,3 @@ SELECT space, name FROM names
 WHERE current AND target NOT IN (
     SELECT digest FROM partitions UNION ALL SELECT digest FROM models UNION ALL SELECT digest FROM evalsets)
 ORDER BY space, name;
-
--- name: partial_pulls
--- Pulls that left something where it was.
-SELECT record FROM transfers WHERE direction = 'pull' AND skipped > 0 LIMIT 1;

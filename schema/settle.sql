@@ -25,3 +25,8 @@ WHERE digest IN (SELECT target FROM removals);
 -- Tombstones and restorations.
 UPDATE models SET removed = coalesce((SELECT arg_max(removals.removed, (removals.added, record)) FROM removals WHERE kind = 'model' AND target = models.digest), false)
 WHERE digest IN (SELECT target FROM removals);
+
+-- name: trusted_models
+-- Models whose code was allowed to run after they had come from elsewhere.
+UPDATE models SET trusted_code = true
+WHERE NOT trusted_code AND digest IN (SELECT model FROM trusts);

@@ -288,7 +288,7 @@ COMMENT ON COLUMN builds.dtype IS 'Storage dtype that was asked for; NULL: that 
 COMMENT ON COLUMN builds.max_shard_bytes IS 'Size beyond which a new weights file was started';
 COMMENT ON COLUMN builds.added IS 'UTC time';
 
-CREATE TABLE transfers (record VARCHAR PRIMARY KEY, direction VARCHAR, place VARCHAR, repo_type VARCHAR, revision VARCHAR, version VARCHAR, records BIGINT, objects BIGINT, bytes BIGINT, skipped BIGINT, added TIMESTAMP);
+CREATE TABLE transfers (record VARCHAR PRIMARY KEY, direction VARCHAR, place VARCHAR, repo_type VARCHAR, revision VARCHAR, version VARCHAR, records BIGINT, objects BIGINT, bytes BIGINT, added TIMESTAMP);
 COMMENT ON TABLE transfers IS 'What was pushed and pulled; stays on this machine';
 COMMENT ON COLUMN transfers.record IS 'Record id';
 COMMENT ON COLUMN transfers.direction IS 'push or pull';
@@ -299,5 +299,15 @@ COMMENT ON COLUMN transfers.version IS 'Commit of the Hub; empty elsewhere';
 COMMENT ON COLUMN transfers.records IS 'Records sent or taken';
 COMMENT ON COLUMN transfers.objects IS 'Objects sent or taken';
 COMMENT ON COLUMN transfers.bytes IS 'Bytes of those objects';
-COMMENT ON COLUMN transfers.skipped IS 'Objects that records name and that were not asked for, or were not there';
 COMMENT ON COLUMN transfers.added IS 'UTC time';
+
+CREATE TABLE transfer_left (record VARCHAR, object VARCHAR);
+COMMENT ON TABLE transfer_left IS 'Objects that records name and that a pull left where they were, or did not find';
+COMMENT ON COLUMN transfer_left.record IS 'Record id of the pull';
+COMMENT ON COLUMN transfer_left.object IS 'Object digest';
+
+CREATE TABLE trusts (record VARCHAR PRIMARY KEY, model VARCHAR, added TIMESTAMP);
+COMMENT ON TABLE trusts IS 'Pulled models whose own Python code was allowed to run; stays on this machine';
+COMMENT ON COLUMN trusts.record IS 'Record id';
+COMMENT ON COLUMN trusts.model IS 'Model digest';
+COMMENT ON COLUMN trusts.added IS 'UTC time';

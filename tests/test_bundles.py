@@ -27,7 +27,7 @@ from poolreg.errors import (
 from poolreg.sharing import bundles
 from poolreg.sharing.bundles import BLOCK, BundlePlace, write_bundle
 from poolreg.sharing.places import MARK, MARKER, Outgoing, object_path, segment_path
-from poolreg.sharing.trees import CHUNK
+from poolreg.sharing.streams import CHUNK
 
 
 def silent(_: int) -> None: ...
@@ -408,3 +408,16 @@ def test_file_changed_after_look(bundle, tmp_path):
     path = object_path(sha256(b"weights"))
     place.fetch(path, tmp_path / "x", progress=silent)
     assert hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest() != sha256(b"weights")
+
+
+def test_parts_of_files_in_a_folder(tmp_path):
+    contents = {**SMALL, "objects/aa/b": b"0123456789"}
+    write_bundle(tmp_path / "b.tar", outgoing(tmp_path / "in", contents), progress=silent)
+    place = BundlePlace(tmp_path / "b.tar")
+    with pytest.raises(NotFound):
+        place.read("objects/aa/b", 0, 1)
+    objects = {path: len(data) for path, data in contents.items() if path.startswith("objects/")}
+    assert place.sizes("objects") == objects
+    assert place.sizes("object") == place.sizes("tables") == {}
+    for start, end in ((0, 10), (3, 7), (9, 10), (8, 99), (5, 5), (11, 20)):
+        assert place.read("objects/aa/b", start, end) == b"0123456789"[start:end]

@@ -14,10 +14,10 @@ from poolreg import Pool
 from poolreg.errors import MissingPackage
 from poolreg.models.folders import Merged
 from poolreg.report import draw
-from poolreg.sharing import cards, markup, model_facts
+from poolreg.sharing import cards, markup, single_facts
 from poolreg.sharing.cards import pool_card
 from poolreg.sharing.markup import markdown, plain
-from poolreg.sharing.model_cards import ModelFacts, Origin, model_card
+from poolreg.sharing.single_card import ModelFacts, Origin, model_card
 from poolreg.store import records
 
 HOSTILE = (
@@ -300,7 +300,7 @@ def test_only_a_download_tells_what_a_folder_is_on_the_hub(tmp_path):
     cache = tmp_path / "hub" / "models--org--some-model.v2" / "snapshots" / ("a" * 40)
     parents = tuple((digit * 64, Fraction(1, 2)) for digit in "12")
     merged = Merged(tmp_path, "3" * 64, "4" * 64, parents, 1, 10)
-    made = model_facts.folder_facts(
+    made = single_facts.folder_facts(
         [cache, tmp_path / "org" / "other"], ["one", "other"], merged, repo="you/m", dtype=None
     )
     assert made.base_models == ("org/some-model.v2",)
@@ -310,7 +310,7 @@ def test_only_a_download_tells_what_a_folder_is_on_the_hub(tmp_path):
 def test_facts_of_a_merge_come_from_the_pool(measured):
     subject = measured.resolve("2*python+web")
     merged = Merged(measured.root, "3" * 64, subject.digest, subject.components, 1, 10)
-    made = model_facts.merge_facts(
+    made = single_facts.merge_facts(
         measured.registry, subject, merged, repo="you/m", dtype="float32"
     )
     assert made.rounded is None
@@ -324,7 +324,7 @@ def test_facts_of_a_merge_come_from_the_pool(measured):
     assert {row["evalset_digest"]: row["bits_per_byte"] for row in made.scores} == {
         measured.registry.names("evalset")[a.evalset]: a.bits_per_byte for a in answers
     }
-    rounded = model_facts.merge_facts(
+    rounded = single_facts.merge_facts(
         measured.registry, subject, merged, repo="you/m", dtype="bfloat16"
     )
     assert rounded.rounded == "bfloat16"

@@ -171,9 +171,10 @@ statements_made = {
     "transfer": st.builds(
         lambda d, r, v, n: {
             "direction": d, "place": "me/pool", "repo_type": "model", "revision": r, "version": v,
-            "records": n, "objects": n, "bytes": n, "skipped": n,
+            "records": n, "objects": n, "bytes": n, "left": [digest("a")] * (n % 2),
         }, st.sampled_from(["push", "pull"]), st.sampled_from([None, "v1"]), maybe, number,
     ),
+    "trust": st.builds(lambda m: {"model": m}, few),
     "removal": st.builds(
         lambda k, t, r: {"kind": k, "target": t, "removed": r},
         st.sampled_from(["partition", "model", "evalset"]), few, st.booleans(),
@@ -648,7 +649,8 @@ def test_the_tables_that_the_design_names_are_there(registry):
 PARAMETERS = {"digests": [digest("ma")], "partitions": [digest("pa")], "mixtures": [digest("m")],
               "evalsets": [digest("wiki")], "protocols": [digest("P")], "prefix": "a",
               "models": [digest("ma")], "subjects": [digest("ma")], "measures": [digest("t")],
-              "requests": [digest("r")], "space": "model", "job": "j"}  # fmt: skip
+              "requests": [digest("r")], "space": "model", "job": "j",
+              "directions": ["push", "pull"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("full", [False, True])

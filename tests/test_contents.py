@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolreg.canonical import digest_of
+from poolreg.errors import NameRefused
 from poolreg.sharing.contents import Contents, incoming
 from poolreg.store.journal import Record
 from poolreg.store.records import fact, keyed
@@ -108,7 +111,7 @@ def test_a_name_that_means_something_else_is_kept_beside_the_present_one():
     ours = [naming("code", TARGETS[0], 1)]
     theirs = [naming("code", TARGETS[1], 2), naming("prose", TARGETS[2], 2)]
     taken = incoming(Contents.of(theirs), Contents.of(ours), origin="hub")
-    assert [(c.name, c.kept_as) for c in taken.conflicts] == [("code", "hub/code")]
+    assert [(c.name, c.kept_as) for c in taken.clashes] == [("code", "hub/code")]
     assert meanings(ours + take(theirs, ours, "hub")) == {
         "code": TARGETS[0], "hub/code": TARGETS[1], "prose": TARGETS[2]
     }  # fmt: skip
@@ -143,3 +146,63 @@ def test_what_we_have_is_ours_to_remove():
 def test_what_is_true_on_one_machine_only_stays_there():
     staying = [fact(kind, {"x": 1}) for kind in ("location", "transfer")]
     assert take(staying, [], "hub") == []
+
+
+@given(pools, pools, pools)
+def test_three_pools_by_one_name_keep_what_each_means(first, second, third):
+    ours = first
+    for theirs in (second, third):  # both come from places that are called hub
+        before = meanings(ours)
+        ours = ours + take(theirs, ours, "hub")
+        for name, meaning in before.items():
+            if meaning and name.startswith("hub/"):
+                assert meanings(ours)[name] == meaning
+
+
+def test_an_origin_must_be_a_name():
+    for origin in ("my laptop", "2024", "all", "a/b"):
+        with pytest.raises(NameRefused):
+            incoming(Contents(), Contents(), origin=origin)
+
+
+def test_how_our_models_came_to_be_is_ours_to_say():
+    model = keyed("model", TARGETS[0], {})
+    build = fact("build", {"model": TARGETS[0]})
+    assert take([model, build], [model], "hub") == []
+    assert take([model, build], [], "hub") == [model, build]
+
+
+def run(model: str, second: int, seed: str = TARGETS[3], unit: str = TARGETS[2]) -> Record:
+    at = f"2026-01-01T00:00:{second:02d}.000000Z"
+    body = {"role": "unit", "seed": seed, "model": model, "units": [{"unit": unit}]}
+    return replace(fact("run", body), at=at)
+
+
+def test_which_model_stands_for_a_unit_does_not_change_behind_our_back():
+    ours, theirs = [run(TARGETS[0], 1)], [run(TARGETS[1], 5)]
+    taken = incoming(Contents.of(theirs), Contents.of(ours), origin="hub")
+    assert not taken.wants(theirs[0])
+    assert [clash.space for clash in taken.clashes] == ["unit model"]
+    assert take([*ours, *theirs], ours, "hub") == theirs  # they had seen ours
+    assert take(theirs, [], "hub") == theirs
+
+
+def test_what_was_removed_and_added_again_comes_back():
+    model = keyed("model", TARGETS[0], {})
+    gone = removal(TARGETS[0], 3, kind="model")
+    back = removal(TARGETS[0], 5, removed=False, kind="model")
+    there = take([model, gone], [], "pool")
+    assert take([model, gone, back], there, "pool") == [back]
+
+
+def test_tombstones_of_nothing_are_not_taken():
+    assert take([removal(TARGETS[0], 3, kind="model")], [], "hub") == []
+
+
+def test_two_places_of_one_name_do_not_share_names():
+    ours = [naming("code", TARGETS[0], 1)]
+    ours += take([naming("code", TARGETS[1], 2)], ours, "hub")
+    ours += take([naming("code", TARGETS[2], 3)], ours, "hub")
+    found = meanings(ours)
+    assert (found["code"], found["hub/code"]) == (TARGETS[0], TARGETS[1])
+    assert found[f"hub-{TARGETS[2][:6]}/code"] == TARGETS[2]

@@ -17,8 +17,9 @@ from poolreg.errors import Conflict, PoolregError, Refused, UsageError
 from poolreg.models.folders import merge_folders
 from poolreg.models.merges import keep_merge
 from poolreg.models.stored import export_model
-from poolreg.sharing import models
-from poolreg.sharing.models import (
+from poolreg.sharing import single
+from poolreg.sharing.single import (
+    model_repository,
     push_folders,
     push_merge,
     push_model,
@@ -150,7 +151,7 @@ def test_a_repository_that_never_rests_is_left_alone(hub, pool):
     hub.before_commit = commit
     with pytest.raises(Conflict, match="changed 5 times"):
         push_merge(pool.registry, pool.resolve("alpha+gamma"), "tester/mix")
-    assert next(numbers) == models.ATTEMPTS
+    assert next(numbers) == single.ATTEMPTS
     assert left_over(pool.registry) == []
 
 
@@ -159,7 +160,7 @@ def test_a_pool_is_not_overwritten_by_a_model(hub, pool, monkeypatch):
         "tester/pool", {"poolreg.json": b'{"format":1}', f"journal/{'a' * 64}.jsonl": b"x"}
     )
     head = hub.head("tester/pool")
-    monkeypatch.setattr(models, "merge_subject", None)  # nothing is merged
+    monkeypatch.setattr(single, "merge_subject", None)  # nothing is merged
     with pytest.raises(Conflict, match="holds a published pool"):
         push_merge(pool.registry, pool.resolve("alpha+beta"), "tester/pool")
     assert hub.head("tester/pool") == head
@@ -171,7 +172,7 @@ def test_private_means_private(hub, pool, monkeypatch):
     assert hub.repo("tester/secret").private
     push_merge(pool.registry, subject, "tester/secret", private=True)
     push_merge(pool.registry, subject, "tester/open")
-    monkeypatch.setattr(models, "merge_subject", None)
+    monkeypatch.setattr(single, "merge_subject", None)
     with pytest.raises(Conflict, match="is public"):
         push_merge(pool.registry, subject, "tester/open", private=True)
 
@@ -192,7 +193,7 @@ def test_a_branch_of_its_own(hub, pool):
 
 
 def test_without_leave_nothing_is_merged(hub, pool, monkeypatch):
-    monkeypatch.setattr(models, "merge_subject", None)
+    monkeypatch.setattr(single, "merge_subject", None)
     hub.fail(Fault("POST /api/repos/create", status=403))
     with pytest.raises(Refused, match="tester/mix") as caught:
         push_merge(pool.registry, pool.resolve("alpha+beta"), "tester/mix")
@@ -256,7 +257,8 @@ def test_a_kept_merge_tells_its_parents(hub, pool):
 
 def test_a_folder_goes_with_a_given_card(hub, tiny, tmp_path):
     folder = pools.shard(tiny.seed, tmp_path / "sharded")
-    url = push_model(folder, "tester/any", card="---\ntags: [x]\n---\n# Any\n", message="any")
+    target = model_repository("tester/any")
+    url = push_model(target, folder, card="---\ntags: [x]\n---\n# Any\n", message="any")
     assert url.endswith(hub.head("tester/any"))
     assert hub.content("tester/any", "README.md") == b"---\ntags: [x]\n---\n# Any\n"
     assert hub.tree("tester/any").keys() >= {file.name for file in folder.iterdir()}
@@ -290,7 +292,7 @@ def test_merge_and_push_by_command(hub, cli_run, tiny, tmp_path):
 
 def test_merge_needs_somewhere_to_go(cli_run, tiny):
     done = cli_run("merge", "alpha+beta", "--pool", tiny.root, code=2)
-    assert "give -o DIR, or --push REPO" in done.stderr
+    assert "give -o DIR or --push REPO" in done.stderr
     done = cli_run("merge", "alpha", "-o", "x", "--private", "--pool", tiny.root, code=2)
     assert "--private" in done.stderr
 

@@ -33,16 +33,10 @@ from poolreg.errors import (
     UnknownFormat,
     UsageError,
 )
-from poolreg.sharing import tables as module
-from poolreg.sharing.tables import (
-    NAMES,
-    VIEWS,
-    Published,
-    export_tables,
-    query_published,
-    remote_tables,
-    sql_remote,
-)
+from poolreg.sharing import published, tables
+from poolreg.sharing.published import find_tables, query_published, sql_remote
+from poolreg.sharing.tables import NAMES, VERSION_KEY, VIEWS, export_tables, table_path
+from poolreg.sharing.where import place_at
 from poolreg.store import sandbox
 
 TABLES = re.findall(r"^CREATE TABLE (\w+)", script("tables.sql"), re.M)
@@ -63,15 +57,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Memory:
-    """Tables held in memory, and a log of what is read of them."""
+    """A place with tables that are held in memory, and a log of what is read of them."""
+
+    url = "there"
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.log: list[tuple[str, int]] = []
-        sizes = {name: len(data) for name, data in files.items()}
-        self.found = Published("there", sizes, self._read)
 
-    def _read(self, name: str, start: int, end: int) -> bytes:
+    @property
+    def found(self) -> published.Published:
+        return published.Published(self, {name: len(data) for name, data in self.files.items()})
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        name = Path(path).stem
+        assert path == table_path(name)
         self.log.append((name, end - start))
         return self.files[name][start:end]
 
@@ -89,13 +89,13 @@ def memory(shared) -> Memory:
     return Memory(contents(shared[1]))
 
 
-def parquet(table: pa.Table, version: object = module.SCHEMA_VERSION, **options: Any) -> bytes:
+def parquet(table: pa.Table, version: object = tables.SCHEMA_VERSION, **options: Any) -> bytes:
     """A file as poolreg would write it, of any columns."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, store_schema=False, **options) as writer:
         writer.write_table(table)
         if version is not None:
-            writer.add_key_value_metadata({module._VERSION: str(version)})
+            writer.add_key_value_metadata({VERSION_KEY: str(version)})
     return sink.getvalue()
 
 
@@ -148,12 +148,12 @@ def test_many_rows_are_cut_into_groups_of_one_size(tmp_path, monkeypatch):
     registry = synthetic.synthetic_pool(
         tmp_path / "pool", list("abcde"), [f"e{n}" for n in range(99)]
     )
-    monkeypatch.setattr(module, "_GROUP", 1000)
+    monkeypatch.setattr(tables, "_GROUP", 1000)
     export_tables(registry.catalog, tmp_path / "tables")
     read = pq.ParquetFile(tmp_path / "tables" / "evaluations.parquet")
     sizes = [read.metadata.row_group(n).num_rows for n in range(read.num_row_groups)]
     assert sizes == [1000, 1000, 1000, 32 * 99 - 3000]
-    found = remote_tables(f"file://{tmp_path}")
+    found = find_tables(place_at(f"file://{tmp_path}"))
     assert query_published(found, "SELECT count(*), sum(tokens) FROM evaluations").rows == [
         (32 * 99, 32 * 99 * synthetic.TOKENS)
     ]
@@ -251,7 +251,7 @@ def test_of_a_large_table_only_columns_and_row_groups_are_read(tmp_path):
     assert math.isclose(total, sum(rows["nll"]))
     assert sum(count for _, count in memory.log) < 0.4 * size
     memory.sql("SELECT count(*) FROM evaluations")
-    assert [count for _, count in memory.log] == [module._END]
+    assert [count for _, count in memory.log] == [published._END]
     # One column is used twice and read once.
     memory.sql("SELECT sum(a.nll * b.nll) FROM evaluations a JOIN evaluations b ON a.nll = b.nll")
     assert sum(count for _, count in memory.log) < 0.4 * size
@@ -290,7 +290,7 @@ def test_what_the_sandbox_refuses(shared, tmp_path, monkeypatch, sql):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.csv").write_text("a,b\n1,2\n")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "f.parquet")
-    for where in (sandbox, module, sys.modules[__name__]):
+    for where in (sandbox, published, sys.modules[__name__]):
         monkeypatch.setattr(where, "arrow_here", pa.table({"a": [1, 2, 3]}), raising=False)
     before = sorted(tmp_path.rglob("*"))
     few = Memory({"scores": contents(shared[1])["scores"]})
@@ -367,30 +367,33 @@ def test_damage_behind_a_good_end_is_a_query_error(memory):
 
 
 def test_shorter_files_than_were_listed_and_errors_while_reading(memory):
-    def broken(*_: object) -> bytes:
-        raise StorageError("the cable is out", hint="put it in")
+    class Broken(Memory):
+        def read(self, *_: object) -> bytes:
+            raise StorageError("the cable is out", hint="put it in")
 
     with pytest.raises(StorageError, match="cable"):
-        query_published(replace(memory.found, read=broken), "FROM scores")
+        Broken(memory.files).sql("FROM scores")
     sizes = {name: size + 9 for name, size in memory.found.sizes.items()}
     with pytest.raises(Refused, match="in place of"):
         query_published(replace(memory.found, sizes=sizes), "FROM scores")
 
 
 def test_a_place_that_gives_more_than_was_asked_for(memory, monkeypatch):
-    monkeypatch.setattr(module, "_END", 4000)
+    monkeypatch.setattr(published, "_END", 4000)
 
-    def whole(name: str, start: int, end: int) -> bytes:
-        return memory.files[name][start:end] if end == len(memory.files[name]) else b"x" * (1 << 20)
+    class Generous(Memory):
+        def read(self, path: str, start: int, end: int) -> bytes:
+            data = self.files[Path(path).stem]
+            return data[start:end] if end == len(data) else b"x" * (1 << 20)
 
     with pytest.raises(Refused, match="in place of"):
-        query_published(replace(memory.found, read=whole), "FROM evaluations")
+        Generous(memory.files).sql("FROM evaluations")
 
 
 # -- places ---------------------------------------------------------------------------------
 
 
-def test_places_on_file_systems(shared, memory, tmp_path):
+def test_places_on_file_systems(shared, memory):
     _, there = shared
     count = [(len(pq.read_table(there / "tables" / "scores.parquet")),)]
     sql = "SELECT count(*) FROM scores"
@@ -424,8 +427,8 @@ def test_places_that_are_none(place, options, error):
 
 def test_a_file_system_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "adlfs", None)
-    with pytest.raises(MissingPackage, match="abfs://x/y"):
-        remote_tables("abfs://x/y")
+    with pytest.raises(MissingPackage, match="abfs://"):
+        sql_remote("abfs://x/y", "FROM scores")
 
 
 # -- the Hub ----------------------------------------------------------------------------------
@@ -446,7 +449,7 @@ def publish(hub: Hub, files: dict[str, bytes], **more: Any) -> str:
 def test_a_repository_is_read_at_one_commit(hub, memory, monkeypatch):
     hub.adopt(monkeypatch)
     first = publish(hub, memory.files)
-    found = remote_tables("you/pool")
+    found = find_tables(place_at("you/pool"))
     sql = "SELECT count(*) FROM names"
     before = query_published(found, sql).rows
     publish(hub, {"names": parquet(names_table())}, message="meanwhile")

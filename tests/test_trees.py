@@ -1,5 +1,6 @@
 """Trees: pools published in folders, on this machine, in memory and in S3 (moto on loopback)."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,12 +8,17 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bundles import outgoing, published, silent
 
+from poolreg import Pool
 from poolreg.canonical import sha256
 from poolreg.errors import (
     Conflict,
@@ -24,8 +30,17 @@ from poolreg.errors import (
     UsageError,
 )
 from poolreg.sharing import trees
-from poolreg.sharing.places import MARK, MARKER, Outgoing, Snapshot, object_path, segment_path
-from poolreg.sharing.trees import CHUNK, TreePlace, alias_of, receive
+from poolreg.sharing.places import (
+    MARK,
+    MARKER,
+    Outgoing,
+    Snapshot,
+    alias_of,
+    object_path,
+    segment_path,
+)
+from poolreg.sharing.streams import CHUNK, receive
+from poolreg.sharing.trees import TreePlace
 
 WEIGHTS = bytes(range(256)) * (CHUNK // 256) + b"tail"
 SEGMENT = b'{"kind":"name"}\n'
@@ -187,6 +202,21 @@ def test_fetch_of_what_was_not_listed(url, tmp_path):
             place.fetch(path, tmp_path / "x", progress=silent)
 
 
+def test_parts_of_files_in_a_folder(url, tmp_path):
+    """A folder is looked at alone; of what was found there, parts are read."""
+    place = TreePlace(url)
+    assert place.sizes("tables") == {}
+    publish(place, outgoing(tmp_path / "in", {**CONTENTS, "tables/b/c": b"0123456789"}))
+    place = TreePlace(url)
+    assert place.sizes("tables") == {"tables/models.parquet": 4, "tables/b/c": 10}
+    assert place.sizes("table") == place.sizes("README.md/x") == {}
+    with pytest.raises(NotFound, match="holds no file"):
+        place.read("tables/b/c", 0, 1)
+    place.look()
+    for start, end in ((0, 10), (3, 7), (9, 10), (8, 99)):
+        assert place.read("tables/b/c", start, end) == b"0123456789"[start:end]
+
+
 def test_fetch_of_a_file_that_grew(url, tmp_path):
     path = object_path(sha256(b"weights"))
     place = TreePlace(url)
@@ -295,6 +325,22 @@ def test_links_that_lead_outside(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_nothing_is_read_outside(tmp_path):
+    root, secret = tmp_path / "pool", tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_bytes(b"secret")
+    publish(TreePlace(f"file://{root}"), outgoing(tmp_path / "in", {"tables/a": b"a"}))
+    (root / "tables" / "outside").symlink_to(secret / "key")
+    (root / "other").symlink_to(secret)
+    place = TreePlace(f"file://{root}")
+    assert place.sizes("other") == place.sizes("../secret") == {}
+    assert place.sizes("tables") == {"tables/a": 1}
+    (root / "tables" / "a").unlink()
+    (root / "tables" / "a").symlink_to(secret / "key")  # since it was listed
+    with pytest.raises(Refused, match="leads out"):
+        place.read("tables/a", 0, 3)
+
+
 def test_nothing_is_written_or_deleted_outside(tmp_path):
     root, other = tmp_path / "pool", tmp_path / "other"
     other.mkdir()
@@ -381,6 +427,74 @@ def test_passwords_stay_out_of_messages():
     with pytest.raises(UsageError) as caught:
         TreePlace("zzz://me:secret@host/pool")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("memory://me:secret@host/pool", "memory://host/pool"),
+        ("memory://me:sec@ret@host/pool", "memory://host/pool"),
+        ("memory://secret@host/pool", "memory://host/pool"),
+        ("file:///b@c/pool", "file:///b@c/pool"), ("memory://b/c@d", "memory://b/c@d"),
+    ],
+)  # fmt: skip
+def test_an_address_is_shown_without_a_password(address, shown):
+    place = TreePlace(address)
+    assert place.url == shown
+    assert "ret@" not in place.alias
+
+
+class Guarded(MemoryFileSystem):
+    """What is at guarded://USER:PASSWORD@HOST, as drivers show it: also in their messages."""
+
+    protocol = "guarded"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    broken = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("guarded://").rpartition("@")[2].strip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        assert ":secret@" in path
+        return {}
+
+    def find(self, *words, **options):
+        if self.broken:
+            raise OSError("cannot reach guarded://me:secret@host/pool for me")
+        return super().find(*words, **options)
+
+
+def test_a_password_goes_nowhere(pool, tmp_path, monkeypatch, cli_run):
+    """Not into what is published, the card's examples among it, nor into records and messages."""
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    url = "guarded://me:secret@host/pool"
+    done = pool.push(url)
+    assert done.place == "guarded://host/pool"
+    assert "guarded://host/pool" in Guarded.store["/host/pool/README.md"].getvalue().decode()
+    for path, file in Guarded.store.items():
+        data = file.getvalue()
+        assert b"secret" not in data, path
+        if path.endswith(".parquet"):
+            assert "secret" not in str(pq.read_table(io.BytesIO(data)).to_pylist())
+    with Pool.create(tmp_path / "other") as other:
+        assert other.pull(url).place == "guarded://host/pool"
+        for one in (pool, other):
+            assert [row[0] for row in one.sql("SELECT place FROM transfers").rows] == [done.place]
+            assert not any(
+                b"secret" in path.read_bytes() for path in (one.root / "journal").iterdir()
+            )
+    pool.close()
+    words = ("--pool", pool.root, "push")
+    assert "secret" not in cli_run(*words, url).stderr
+    assert "secret" not in cli_run(*words, url, "--repo-type", "dataset", code=2).stderr
+    monkeypatch.setattr(Guarded, "broken", True)
+    said = cli_run(*words, url, code=1).stderr
+    assert "cannot reach guarded://host/pool for me" in said
+    assert "secret" not in said
+    Guarded.store.clear()
 
 
 def test_file_systems_that_only_read(tmp_path, monkeypatch):

@@ -149,14 +149,14 @@ def _facts(checkpoint: Checkpoint, identity: Fingerprint) -> dict[str, Any]:
 
 
 def check_model(
-    registry: Registry, digest: str, body: Mapping[str, Any], *, progress: Progress = None
-) -> None:
+    registry: Registry, digest: str, body: Mapping[str, Any], *, trust_code: bool = False,
+    progress: Progress = None,
+) -> None:  # fmt: skip
     """Check that the stored files of a model are what its record `body` says, as when it was added.
 
     `progress` is told bytes hashed. Raises `Refused` where they are not; it, `NotFound` or
     `Incompatible` for files that make no model.
     """
-    trust_code = bool(body["trusted_code"])
     with stored_folder(registry, digest) as folder:
         checkpoint = read_checkpoint(folder, trust_code=trust_code)
         identity = fingerprint(checkpoint, progress=progress)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,6 +30,8 @@ from poolreg.report.tables import PageTable
 from poolreg.report.waterfall import contributions_chart, signed
 from poolreg.report.words import Answer, answer
 from poolreg.store.registry import Registry
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 _STATEMENTS = (
     "leaderboard", "seed", "best", "changes", "pairs", "pareto", "ledger", "missing",
@@ -149,13 +152,15 @@ def render(page: Page, *, progress: Progress = SILENT) -> str:
     made = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(_part("template.html.j2"))
-    return made.render(
+    text = made.render(
         page=page, charts={chart.name: chart for chart in page.charts}, drawn=drawn,
         style=Markup(style), script=Markup(script), data=Markup(tables.embedded(page.tables)),
         policy=policy(script, style), many=lambda number: f"{number:,}",
         signed=signed,
         breakable=lambda text: Markup("+<wbr>").join(text.split("+")),
     )  # fmt: skip
+    # Labels come from strangers; a browser ignores most of these, a terminal does not.
+    return _CONTROLS.sub("\ufffd", text)
 
 
 def _style(classes: dict[str, str]) -> str:

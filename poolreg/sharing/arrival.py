@@ -8,21 +8,32 @@ before they get that name.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 from poolreg.errors import NotFound, Refused, StorageError
 from poolreg.files import storage_errors
 from poolreg.progress import Progress
-from poolreg.sharing.places import MARK, MARKER, Place, Snapshot, object_path, segment_path
+from poolreg.sharing.inbound import read_segment
+from poolreg.sharing.places import (
+    MARK,
+    MARKER,
+    Outgoing,
+    Place,
+    Snapshot,
+    object_path,
+    segment_path,
+)
 from poolreg.sharing.scratch import Overlay
+from poolreg.store.journal import Record
 from poolreg.store.objects import ObjectStore
 from poolreg.workers import at_once
 
 THREADS = 8
-MAX_JOURNAL = 16 << 30  # bytes; a million evaluations are about 0.7 GB
+MAX_JOURNAL = 4 << 30  # bytes; a million evaluations are about 0.7 GB
 _MAX_MARKER = 1 << 12
 
 _REPAIR = "whoever has the original can repair it with poolreg push"
@@ -39,6 +50,10 @@ class Arrival:
         with storage_errors("preparing to fetch"):
             (staging / "objects").mkdir(parents=True, exist_ok=True)
             (staging / "journal").mkdir(exist_ok=True)
+            for file in (staging / "journal").iterdir():
+                _keep_if(file, file.stem)
+            for file in (staging / "objects").glob("??/*"):
+                _keep_if(file, file.parent.name + file.name)
 
     @cached_property
     def objects(self) -> Overlay:
@@ -72,6 +87,11 @@ class Arrival:
         files = {file.stem: file for file in sorted((self.staging / "journal").glob("*.jsonl"))}
         return {digest: files[digest] for digest in sorted(self.snapshot.segments())}
 
+    def records(self) -> Iterator[Record]:
+        """Yield the checked records of all segments; raises `Refused`."""
+        for digest, file in self.segments().items():
+            yield from read_segment(file, digest)
+
     def fetch_journal(self, progress: Progress) -> None:
         """Bring all segments; raises `Refused` for bytes that do not match their name."""
         entries = self.snapshot.segments()
@@ -83,7 +103,7 @@ class Arrival:
             )
         folder = self.staging / "journal"
         missing = [digest for digest in entries if not (folder / f"{digest}.jsonl").is_file()]
-        self._check_space(sum(entries[digest].size for digest in missing))
+        self.check_space(sum(entries[digest].size for digest in missing))
         progress.start("fetching the journal", sum(entries[d].size for d in missing), "bytes")
 
         def bring(digest: str, tell: Callable[[int], None]) -> None:
@@ -120,7 +140,7 @@ class Arrival:
                     hint=_REPAIR,
                     digest=digest,
                 )
-        self._check_space(sum(present.values()))
+        self.check_space(sum(present.values()))
         progress.start("fetching", sum(present.values()), "bytes")
 
         def bring(digest: str, tell: Callable[[int], None]) -> None:
@@ -135,6 +155,7 @@ class Arrival:
         self.place.fetch(path, part, progress=tell)
         with storage_errors(f"reading {part.name}"), open(part, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())  # an object is on the disk before a record names it
         if found != digest:
             part.unlink()
             raise Refused(
@@ -143,11 +164,18 @@ class Arrival:
                 digest=digest,
             )
 
-    def _check_space(self, size: int) -> None:
+    def check_space(self, size: int) -> None:
+        """Raise `StorageError` where so many bytes do not fit."""
         with storage_errors("looking at the disk"):
             free = shutil.disk_usage(self.staging).free
         if size > free:
             raise StorageError(
-                f"{size:,} bytes are to be fetched, and {free:,} are free on this disk",
+                f"{size:,} bytes are to be written, and {free:,} are free on this disk",
                 hint="free some space, or fetch less with --only or --results-only",
             )
+
+
+def _keep_if(file: Path, digest: str) -> None:
+    """Delete what an interrupted process or a power cut left, unless it is whole."""
+    if not file.is_file() or Outgoing.of("", file).sha256 != digest:
+        file.unlink()

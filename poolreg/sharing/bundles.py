@@ -20,8 +20,8 @@ from typing import IO
 
 from poolreg.errors import Conflict, NotFound, Refused, UsageError
 from poolreg.files import staged, storage_errors
-from poolreg.sharing.places import MARKER, Entry, Outgoing, Snapshot
-from poolreg.sharing.trees import CHUNK, alias_of, checked, receive
+from poolreg.sharing.places import MARKER, Entry, Outgoing, Snapshot, alias_of
+from poolreg.sharing.streams import CHUNK, checked, receive
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes: headers, and what files are filled up to
 MAX_MEMBERS = 2_000_000
@@ -107,11 +107,18 @@ class BundlePlace:
 
     def fetch(self, path: str, target: Path, *, progress: Callable[[int], None]) -> None:
         """Write one file of the bundle to the new file `target`; `progress` is told bytes."""
-        if path not in self._members:
-            raise NotFound(f"{self._file} holds no file {path!r}")
-        start, size = self._members[path]
-        chunks = self._chunks(start, size)
-        receive(chunks, target, limit=size, progress=progress)
+        start, size = self._member(path)
+        receive(self._chunks(start, size), target, limit=size, progress=progress)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files below a folder, by path; refuses what `look` does."""
+        files = self.look().files
+        return {path: files[path].size for path in files if path.startswith(f"{folder}/")}
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Return bytes [start, end) of one file of the bundle."""
+        first, size = self._member(path)
+        return b"".join(self._chunks(first + start, max(0, min(end, size) - start)))
 
     def publish(
         self, snapshot: Snapshot, objects: Sequence[Outgoing],  # noqa: ARG002
@@ -120,6 +127,11 @@ class BundlePlace:
     ) -> str:  # fmt: skip
         """Raise `UsageError`: a bundle is written once."""
         raise _written_once()
+
+    def _member(self, path: str) -> tuple[int, int]:
+        if path not in self._members:
+            raise NotFound(f"{self._file} holds no file {path!r}")
+        return self._members[path]
 
     def _chunks(self, start: int, size: int) -> Iterator[bytes]:
         with storage_errors(f"reading {self._file}"), open(self._file, "rb") as file:

@@ -1,7 +1,7 @@
 """Cards: the README.md of a published pool.
 
 A card is a view for people and for the Hub; nothing is read back from it. The same pool gives the
-same card. `model_cards` has those of single models.
+same card. `single_card` has those of single models.
 """
 
 from __future__ import annotations

@@ -24,10 +24,19 @@ from poolreg.errors import (
     StorageError,
     UsageError,
 )
-from poolreg.sharing.places import Entry, Moved, Outgoing, Snapshot
+from poolreg.files import storage_errors
+from poolreg.sharing.places import (
+    Entry,
+    Moved,
+    Outgoing,
+    Snapshot,
+    Unanswered,
+    alias_of,
+    object_path,
+)
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
 
 MOST_FILES = 25_000  # in one commit
 BATCH_FILES = 256
@@ -58,7 +67,7 @@ class HubPlace:
         if repo_type not in REPO_TYPES:
             raise UsageError(f"unknown repo type {repo_type!r}", hint="use model or dataset")
         self.url = repo
-        self.alias = re.sub(r"^[^0-9A-Za-z]+", "", repo.rpartition("/")[2]) or "hub"
+        self.alias = alias_of(repo)
         self.repo_type = repo_type
         self.revision = revision
         self.private = private
@@ -72,8 +81,7 @@ class HubPlace:
         should be private.
         """
         with hub_errors(self.url):
-            if "/" not in self.url:
-                self.url = f"{self.api.whoami()['name']}/{self.url}"
+            self._complete()
             self.api.create_repo(
                 self.url, repo_type=self.repo_type, private=self.private or None, exist_ok=True
             )
@@ -88,60 +96,100 @@ class HubPlace:
                     hint="make it private in its settings, or leave out --private",
                 )
 
-    def tag(self, name: str, version: str) -> None:
-        """Give a commit a tag; raises `Conflict` if another commit has it."""
+    def check_tag(self, name: str) -> None:
+        """Raise `Conflict` for a tag that the repository has already."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
         with hub_errors(self.url):
-            refs = self.api.list_repo_refs(self.url, repo_type=self.repo_type)
-            if version in [ref.target_commit for ref in refs.tags if ref.name == name]:
+            self._complete()
+            try:
+                tags = self.api.list_repo_refs(self.url, repo_type=self.repo_type).tags
+            except RepositoryNotFoundError:
                 return
+        if name in [ref.name for ref in tags]:
+            raise Conflict(f"{self.url} has the tag {name!r} already", hint="choose another tag")
+
+    def tag(self, name: str, version: str) -> None:
+        """Give a commit a new tag."""
+        with hub_errors(self.url):
             self.api.create_tag(self.url, tag=name, revision=version, repo_type=self.repo_type)
 
     def look(self) -> Snapshot:
         """List the files at the present commit: one request for 1,000 of them."""
-        from huggingface_hub.hf_api import RepoFile
+        return self._listed("", self._head())
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files in a folder, at one commit; look at nothing else."""
+        found = self._listed(folder, self._head())
+        return {path: entry.size for path, entry in found.files.items()}
+
+    def _head(self) -> str:
         with hub_errors(self.url):
+            self._complete()
             info = self.api.repo_info(
                 self.url, repo_type=self.repo_type, revision=self.revision, expand="sha"
             )
-            listing = self.api.list_repo_tree(
-                self.url, repo_type=self.repo_type, revision=str(info.sha), recursive=True
-            )
-            files = {
-                item.path: Entry(item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
-                for item in listing
-                if isinstance(item, RepoFile)
-            }
-        self._snapshot = Snapshot(files, str(info.sha))
+        return str(info.sha)
+
+    def _complete(self) -> None:
+        if "/" not in self.url:
+            self.url = f"{self.api.whoami()['name']}/{self.url}"
+
+    def _listed(self, folder: str, commit: str) -> Snapshot:
+        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        with hub_errors(self.url):
+            try:
+                listing = self.api.list_repo_tree(
+                    self.url, folder or None, repo_type=self.repo_type, revision=commit,
+                    recursive=True,
+                )  # fmt: skip
+                files = {
+                    item.path: Entry(item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
+                    for item in listing
+                    if isinstance(item, RepoFile)
+                }
+            except EntryNotFoundError:  # no such folder
+                files = {}
+        self._snapshot = Snapshot(files, commit)
         return self._snapshot
 
     def fetch(self, path: str, target: Path, *, progress: Callable[[int], None]) -> None:
-        """Download one file of the commit that was looked at; an interrupted one goes on."""
+        """Download one file of the commit that was looked at."""
+        size = self._snapshot.files[path].size
+        if size <= SMALL:
+            target.write_bytes(self.read(path, 0, size))
+            progress(size)
+            return
         with hub_errors(self.url):
-            if self._snapshot.files[path].size <= SMALL:
-                target.write_bytes(self._small(path))
-                progress(target.stat().st_size)
-                return
-            # Beside the target, so that what was cut short is found again and moved, not copied.
+            # Beside the target, so that it can be moved there and need not be copied.
             found = self.api.hf_hub_download(
                 self.url, path, repo_type=self.repo_type, revision=self._snapshot.version,
                 local_dir=target.parent / "hub", tqdm_class=_bar(progress),
             )  # fmt: skip
             Path(found).replace(target)
 
-    def _small(self, path: str) -> bytes:
-        """Return a small file in one request, where the client's way would take two."""
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file of the commit that was looked at.
+
+        One request, where the client's way to a file would take two.
+        """
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+        if start >= end:
+            return b""
         url = hf_hub_url(
             self.url, path, repo_type=self.repo_type, revision=self._snapshot.version,
             endpoint=self.api.endpoint,
         )  # fmt: skip
         headers = build_hf_headers(token=self.api.token, library_name="poolreg")
-        response = http_backoff("GET", url, headers=headers, follow_redirects=True)
-        hf_raise_for_status(response)
-        return bytes(response.content)
+        with hub_errors(self.url):
+            headers["range"] = f"bytes={start}-{end - 1}"
+            response = http_backoff("GET", url, headers=headers, follow_redirects=True)
+            hf_raise_for_status(response)
+            return bytes(response.content)
 
     def publish(
         self, snapshot: Snapshot, objects: Sequence[Outgoing], rest: Sequence[Outgoing],
@@ -180,25 +228,29 @@ class HubPlace:
         from huggingface_hub import CommitOperationAdd
 
         path = ".gitattributes"
-        present = self._small(path) if path in snapshot.files else b""
+        entry = snapshot.files.get(path)
+        present = self.read(path, 0, entry.size) if entry else b""
         if ATTRIBUTES in present:
             return snapshot.version
         operation = CommitOperationAdd(path, present.rstrip(b"\n") + b"\n" + ATTRIBUTES)
         return self._commit([operation], "Keep objects as large files", snapshot.version)
 
-    def _upload(self, batch: Sequence[Outgoing]) -> list[CommitOperationAdd]:
-        from huggingface_hub import CommitOperationAdd
+    def _upload(self, batch: Sequence[Outgoing]) -> list[CommitOperationAdd | CommitOperationCopy]:
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
-        operations = []
+        here, elsewhere = [], []
         for item in batch:
+            if not item.source.is_file():  # a pool without weights shows what is there already
+                elsewhere.append(CommitOperationCopy(object_path(item.sha256), item.path))
+                continue
             operation = CommitOperationAdd(item.path, item.source)
             operation.upload_info.sha256 = bytes.fromhex(item.sha256)  # known; not hashed again
-            operations.append(operation)
+            here.append(operation)
         with _quiet():
             self.api.preupload_lfs_files(
-                self.url, operations, repo_type=self.repo_type, revision=self.revision
+                self.url, here, repo_type=self.repo_type, revision=self.revision
             )
-        return operations
+        return [*here, *elsewhere]
 
     def _commit(self, operations: list[Any], message: str, parent: str) -> str:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -215,8 +267,7 @@ class HubPlace:
                 raise Moved from error
             raise
         except HTTPError as error:
-            # No answer: it may have been made, which only a look will tell.
-            raise Moved from error
+            raise Unanswered(_first_line(error)) from error
         return str(made.oid)
 
 
@@ -263,6 +314,9 @@ def hub_errors(repo: str) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and not _is_upload(error):
             raise
+        with storage_errors(f"exchanging files with {repo}"):
+            if isinstance(error, OSError) and error.errno:
+                raise error
         raise StorageError(
             f"{repo}: {_first_line(error)}", hint="run the command again; it goes on"
         ) from error
@@ -283,9 +337,8 @@ def _http_error(repo: str, error: Any) -> PoolregError:
         )
     if status == 409:
         return Conflict(f"{repo}: {what}", hint="choose another name or tag")
-    return StorageError(
-        f"the Hub answered {status} for {repo}: {what}", hint="run the command again; it goes on"
-    )
+    again = "run the command again; it goes on" if status >= 500 or status == 429 else "check it"
+    return StorageError(f"the Hub answered {status} for {repo}: {what}", hint=again)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,14 +7,13 @@ cannot be proved: pulling from somebody means to trust their figures, never thei
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from poolreg.canonical import canonical_json, digest_of, is_digest, sha256
+from poolreg.canonical import digest_of, is_digest, sha256
 from poolreg.errors import PoolregError, Refused, StorageError, UnknownFormat
 from poolreg.evaluation.protocol import Protocol, evaluation_id
 from poolreg.mixture import check_stored_name, common_denominator
@@ -22,7 +21,7 @@ from poolreg.models.merges import build_id
 from poolreg.models.resolve import mixture_id, recipe_id
 from poolreg.models.stored import check_file_name
 from poolreg.sharing.contents import STAYING
-from poolreg.sharing.shapes import MAX_DEPTH, SHAPES, deep, misfit
+from poolreg.sharing.shapes import SHAPES, misfit, moment, writable
 from poolreg.store.journal import Journal, Record
 from poolreg.store.objects import ObjectStore
 from poolreg.store.records import variant_id
@@ -33,7 +32,6 @@ MAX_SIZE = 1 << 50  # bytes of one object
 MAX_FILE_NAME = 200  # bytes; file systems take 255
 SPACES = ("partition", "model", "evalset")
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 _AHEAD = timedelta(days=1)
 
 
@@ -82,33 +80,22 @@ def _check(record: Record, latest: str) -> None:
             hint="install a newer poolreg",
         )
     if not is_digest(record.id):
-        raise Refused(f"a {kind} record has no digest as its id")
-    if not _is_time(record.at) or record.at > latest:
-        raise Refused(f"a {kind} record has no time, or one in the future")
+        raise Refused(f"a record of kind {kind} has no digest as its id")
+    if not (moment(record.at[:-1]) and record.at.endswith("Z")) or record.at > latest:
+        raise Refused(f"a record of kind {kind} has no time, or one in the future")
     for digest, size in record.objects.items():
         if not is_digest(digest) or type(size) is not int or not 0 <= size <= MAX_SIZE:
-            raise Refused(f"a {kind} record names an object that cannot be")
-    if deep(record.body, MAX_DEPTH):
-        raise Refused(f"a {kind} record is nested deeper than {MAX_DEPTH} levels")
-    canonical_json(record.body)  # raises `Refused` for what could not be written again
+            raise Refused(f"a record of kind {kind} names an object that cannot be")
+    if not writable(record.body):
+        raise Refused(f"a record of kind {kind} holds what cannot be written again as JSON")
     if (field := misfit(record.body, SHAPES[kind])) is not None:
-        raise Refused(f"a {kind} record lacks or mistypes {field or 'its body'}")
+        raise Refused(f"a record of kind {kind} lacks or mistypes {field or 'its body'}")
     try:
         expected = _IDENTITY.get(kind, _of_content)(record)
     except ValueError as error:
-        raise Refused(f"a {kind} record cannot be: {error}") from error
+        raise Refused(f"a record of kind {kind} cannot be: {error}") from error
     if expected not in (None, record.id):
-        raise Refused(f"a {kind} record does not say what its id says")
-
-
-def _is_time(text: str) -> bool:
-    if not _TIME.fullmatch(text):
-        return False
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:  # such as February 30
-        return False
-    return True
+        raise Refused(f"a record of kind {kind} does not say what its id says")
 
 
 def check_evalset(objects: ObjectStore, digest: str, body: Mapping[str, Any]) -> None:

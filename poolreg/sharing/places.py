@@ -10,10 +10,10 @@
 Only the first three are read back; the rest is a view of them for people and other tools. All
 are named by content or made anew, so two pools are merged by union wherever they lie.
 
-A `Place` lists what is there as a `Snapshot`, fetches single files of it, and publishes new
-ones. What differs between the Hub, a folder on any file system and a tar file stands in
-`hub.py`, `trees.py` and `bundles.py`; what is sent and believed is decided in `push.py` and
-`pull.py` alone.
+A `Place` lists what is there as a `Snapshot`, fetches single files of it or reads parts of them,
+and publishes new ones. What differs between the Hub, a folder on any file system and a tar file
+stands in `hub.py`, `trees.py` and `bundles.py`; what is sent and believed is decided in `push.py`
+and `pull.py` alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from poolreg.errors import NameRefused
 from poolreg.files import storage_errors
+from poolreg.mixture import check_name
 
 MARKER = "poolreg.json"
 MARK = b'{"format":1}'
@@ -89,7 +91,7 @@ class Outgoing:
             return False
         if entry.sha256 is not None:
             return entry.sha256 == self.sha256
-        return entry.git_blob is not None and entry.git_blob == _git_blob(self.source)
+        return self.source.is_file() and entry.git_blob == _git_blob(self.source)
 
 
 class Place(Protocol):
@@ -98,7 +100,7 @@ class Place(Protocol):
     Methods raise the errors of `poolreg.errors` only.
     """
 
-    url: str  # what the user calls it
+    url: str  # what the user calls it, without a password
     alias: str  # a short name that can stand before the names that come from there
     repo_type: str  # model or dataset on the Hub, else empty
     revision: str | None  # branch, tag or commit of the Hub
@@ -113,6 +115,19 @@ class Place(Protocol):
         """Write one file of the last snapshot to `target`; `progress` is told bytes.
 
         Whether they are the right bytes is for the caller to check.
+        """
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of the files below a folder, by path; none if it is not there.
+
+        A look at this folder alone, be there a pool around it or not.
+        """
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Return bytes [start, end) of one file of what was looked at last.
+
+        May be called by several threads at once. Whether they are the right bytes, and as many,
+        is for the caller to check.
         """
 
     def publish(
@@ -133,6 +148,20 @@ def _git_blob(file: Path) -> str:
     """Return the id that git gives to a file's content; only small files have one there."""
     data = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+class Unanswered(Moved):
+    """Nobody said whether the commit was made; a look will tell."""
+
+
+def alias_of(address: str) -> str:
+    """Return the last part of a path or URL, made into a name; "pool" if nothing is left."""
+    last = re.sub(r"^[a-z0-9+.-]+://", "", address).rstrip("/").rpartition("/")[2]
+    alias = re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-_.")[:60] or "pool"
+    try:
+        return check_name(alias)
+    except NameRefused:  # a number, or a reserved word
+        return f"pool-{alias}"
 
 
 def object_path(digest: str) -> str:

@@ -10,11 +10,12 @@ pool as it was.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from poolreg.canonical import digest_of
 from poolreg.errors import NotFound, PoolregError, Refused, StorageError
 from poolreg.files import lock
 from poolreg.models.merges import builds_of, can_rebuild, rebuild
@@ -22,8 +23,8 @@ from poolreg.models.resolve import Resolver
 from poolreg.models.stored import check_model
 from poolreg.progress import SILENT, Progress
 from poolreg.sharing.arrival import Arrival
-from poolreg.sharing.contents import Conflict, Contents, Incoming, incoming, travelling
-from poolreg.sharing.inbound import check_evalset, read_segment
+from poolreg.sharing.contents import Clash, Contents, Incoming, incoming, travelling
+from poolreg.sharing.inbound import check_evalset
 from poolreg.sharing.places import Place
 from poolreg.sharing.scratch import scratch_pool, write_segment
 from poolreg.store import records
@@ -51,7 +52,8 @@ class Pulled:
     """What a pull brought.
 
     `rebuilt` counts merges that were made from their recipes, `left` objects that were not asked
-    for, and `absent` those that the place does not hold.
+    for, and `absent` those that the place does not hold. `moved` are names that follow the place,
+    where somebody who knew their meaning here gave them another one.
     """
 
     place: str
@@ -62,7 +64,8 @@ class Pulled:
     rebuilt: int
     left: int
     absent: int
-    conflicts: tuple[Conflict, ...]
+    clashes: tuple[Clash, ...]
+    moved: tuple[str, ...]
 
 
 @dataclass
@@ -76,13 +79,28 @@ class _Found:
     def add(self, record: Record) -> None:
         for digest, size in record.objects.items():
             if self.sizes.setdefault(digest, size) != size:
-                raise Refused(
-                    f"the published records disagree on the size of {digest[:12]}", hint=_SOUND
-                )
+                raise _disagree(digest)
         if record.kind == "model":
-            self.models.setdefault(record.id, record.body)
+            self.models[record.id] = record.body
         if record.kind == "evalset":
-            self.evalsets.setdefault(record.id, record.body)
+            self.evalsets[record.id] = record.body
+
+    def settle(self, future: Registry) -> None:
+        """Of several records about one thing, keep what the pool will go by: that is checked."""
+        for digest in self.evalsets:
+            self.evalsets[digest] = future.one("evalset", digest=digest)
+        for digest in self.models:
+            tensors = [
+                [row["name"], row["dtype"], row["shape"], row["sha256"]]
+                for row in future.select("model_tensors", model=digest)
+            ]
+            files = future.select("model_files", model=digest)
+            row = future.one("model", digest=digest)
+            self.models[digest] = {**row, "files": files, "tensors": tensors}
+
+
+def _disagree(digest: str) -> Refused:
+    return Refused(f"the published records disagree on the size of {digest[:12]}", hint=_SOUND)
 
 
 def pull(
@@ -96,70 +114,97 @@ def pull(
     model that it does not hold, `Locked` while another pull runs. The pool is unchanged then.
     """
     with lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to pull into it"):
-        arrival = Arrival(place, place.look(), registry.objects, registry.root / "tmp/incoming")
+        key = digest_of([place.url, place.repo_type])
+        staging = registry.root / "tmp" / f"incoming-{key[:12]}"
+        arrival = Arrival(place, place.look(), registry.objects, staging)
         try:
             arrival.check_marker()
-            done = _pull(registry, arrival, wish or Wish(), origin or place.alias, progress)
+            arrival.fetch_journal(progress)
+            done = None
+            while done is None:  # again if somebody wrote here while we compared and fetched
+                done = _pull(registry, arrival, wish or Wish(), origin or place.alias, progress)
         except StorageError:
             raise  # what has arrived is there for the next try
         except PoolregError:
             arrival.discard()  # what was refused is not kept for later
             raise
+        arrival.keep_journal()
         arrival.discard()
         return done
 
 
 def _pull(
     registry: Registry, arrival: Arrival, wish: Wish, origin: str, progress: Progress
-) -> Pulled:
-    arrival.fetch_journal(progress)
+) -> Pulled | None:
+    """Compare, fetch, check and publish; None if the pool has changed meanwhile."""
     progress.start("comparing", 0, "records")
-    ours = Contents.of(registry.journal.all())
-    taken = incoming(Contents.of(_published(arrival)), ours, origin=origin)
+    segments = registry.journal.segments()
+    ours = Contents.of(registry.journal.all(segments))
+    taken = incoming(Contents.of(arrival.records()), ours, origin=origin)
     found, new = _Found(), arrival.staging / "new.jsonl"
     new.unlink(missing_ok=True)
-    count = write_segment(_taken(arrival, taken, found, wish, progress), new)
+    count = write_segment(_taken(arrival, taken, found, progress), new)
     with _as_it_will_be(registry, arrival, new) as future:
+        found.settle(future)
         chosen = _chosen(future, found, wish)
-        missing = [digest for digest in found.sizes if not arrival.objects.has(digest)]
+        missing = [
+            digest for digest, size in found.sizes.items() if not _here(arrival, digest, size)
+        ]
         unwanted = _weights(found, found.models.keys() - chosen) - _weights(found, chosen)
         wanted = {digest: found.sizes[digest] for digest in missing if digest not in unwanted}
         arrival.fetch_objects(wanted, progress)
-        _check(future, arrival, found, ours, progress)
+        _check(future, arrival, found, ours, wish, progress)
         rebuilt = _rebuild(future, arrival, found, chosen, progress)
-    absent = [digest for digest in wanted if not arrival.objects.has(digest)]
-    if wish.only and _weights(found, chosen) & set(absent):
+    left = [digest for digest in missing if not _here(arrival, digest, found.sizes[digest])]
+    _check_left(arrival, found, wish, chosen, left)
+    staged = dict(arrival.objects.staged())
+    came = staged.keys() | (wanted.keys() - set(left))  # what was damaged is mended at its place
+    done = Pulled(
+        arrival.place.url, arrival.snapshot.version, count, len(came),
+        sum(found.sizes.get(digest, 0) for digest in came), rebuilt, len(missing) - len(wanted),
+        len(set(left) & wanted.keys()), taken.clashes, taken.moved,
+    )  # fmt: skip
+    if not count and not came:
+        return done
+    coded = [m for m in chosen if _brings_code(found, m)]
+    with registry.writing():
+        if registry.journal.segments() != segments:
+            return None
+        _publish(registry, arrival.place, new, staged, done, left=left, coded=coded)
+    registry.catalog.refresh()
+    return done
+
+
+def _here(arrival: Arrival, digest: str, size: int) -> bool:
+    """Tell whether an object is here, or has arrived, in the size that records say."""
+    path = arrival.objects.path(digest)
+    return path.is_file() and path.stat().st_size == size
+
+
+def _check_left(
+    arrival: Arrival, found: _Found, wish: Wish, chosen: set[str], left: list[str]
+) -> None:
+    """Raise `Refused` for lies about objects that are here, `NotFound` for what was asked for."""
+    for digest in left:
+        if arrival.objects.has(digest):
+            raise _disagree(digest)
+    if wish.only and _weights(found, chosen) & set(left):
         raise NotFound(
             f"{arrival.place.url} does not hold the weights of {', '.join(wish.only)}",
             hint="ask whoever has them to push them",
         )
-    staged = dict(arrival.objects.staged())
-    done = Pulled(
-        arrival.place.url, arrival.snapshot.version, count, len(staged),
-        sum(path.stat().st_size for path in staged.values()), rebuilt,
-        len(missing) - len(wanted), len(absent), taken.conflicts,
-    )  # fmt: skip
-    if count or staged:
-        _publish(registry, arrival.place, new, staged, done)
-    arrival.keep_journal()
-    return done
 
 
 # -- records -----------------------------------------------------------------------------------
 
 
-def _published(arrival: Arrival) -> Iterator[Record]:
-    for digest, file in arrival.segments().items():
-        yield from read_segment(file, digest)
-
-
 def _taken(
-    arrival: Arrival, taken: Incoming, found: _Found, wish: Wish, progress: Progress
+    arrival: Arrival, taken: Incoming, found: _Found, progress: Progress
 ) -> Iterator[Record]:
     """Yield the records that are new here, noting what all of them name."""
-    for record in map(travelling, _published(arrival)):
+    for record in map(travelling, arrival.records()):
         progress.advance(1)
-        if record.kind == "model" and not wish.trust_code:
+        if record.kind == "model":
             # What another user allowed, a model's own code, is not allowed here.
             record = replace(record, body={**record.body, "trusted_code": False})
         found.add(record)
@@ -186,6 +231,10 @@ def _as_it_will_be(registry: Registry, arrival: Arrival, new: Path) -> Iterator[
                 f"the published records do not make a pool: {error.message}",
                 hint=_SOUND,
             ) from error
+        ghosts = future.select("dangling_names")
+        if ghosts and not registry.select("dangling_names"):
+            name = ghosts[0]["name"]
+            raise Refused(f"the published name {name!r} stands for nothing", hint=_SOUND)
         yield future
 
 
@@ -203,13 +252,17 @@ def _chosen(future: Registry, found: _Found, wish: Wish) -> set[str]:
         chosen |= {parent for build in builds_of(future, model) for parent, _ in build.components}
     chosen &= found.models.keys()
     for model in chosen if not wish.trust_code else ():
-        if any(file["role"] == "code" for file in found.models[model]["files"]):
+        if _brings_code(found, model):
             raise Refused(
                 f"model {model[:12]} brings Python code of its author",
                 hint="read it, and add --trust-code if you trust it; or leave the model out with "
                 "--only or --results-only",
             )
     return chosen
+
+
+def _brings_code(found: _Found, model: str) -> bool:
+    return any(file["role"] == "code" for file in found.models[model]["files"])
 
 
 def _weights(found: _Found, models: set[str]) -> set[str]:
@@ -222,11 +275,13 @@ def _whole(objects: Any, body: Mapping[str, Any]) -> bool:
 
 
 def _check(
-    future: Registry, arrival: Arrival, found: _Found, ours: Contents, progress: Progress
-) -> None:
+    future: Registry, arrival: Arrival, found: _Found, ours: Contents, wish: Wish,
+    progress: Progress,
+) -> None:  # fmt: skip
     """Pass models and evalsets that have arrived, or are complete only now, through intake."""
     for digest, body in found.evalsets.items():
-        if not ours.has("evalset", digest) and arrival.objects.has(body["object"]):
+        known = ours.has("evalset", digest) and arrival.store.has(body["object"])
+        if not known and arrival.objects.has(body["object"]):
             check_evalset(future.objects, digest, body)
     models = {
         digest: body
@@ -236,47 +291,57 @@ def _check(
     }
     progress.start("checking", sum(body["bytes"] for body in models.values()), "bytes")
     for digest, body in models.items():
-        try:
-            check_model(future, digest, body, progress=progress.advance)
-        except StorageError:
-            raise
-        except PoolregError as error:
-            raise Refused(
-                f"model {digest[:12]} of {arrival.place.url}: {error.message}", hint=error.hint
-            ) from error
+        with _blamed(arrival, digest):
+            check_model(future, digest, body, trust_code=wish.trust_code, progress=progress.advance)
+
+
+@contextlib.contextmanager
+def _blamed(arrival: Arrival, digest: str) -> Iterator[None]:
+    """Turn what is wrong with a published model into `Refused`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except PoolregError as error:
+        raise Refused(
+            f"model {digest[:12]} of {arrival.place.url}: {error.message}", hint=error.hint
+        ) from error
 
 
 def _rebuild(
     future: Registry, arrival: Arrival, found: _Found, chosen: set[str], progress: Progress
 ) -> int:
     """Make the weights of merges that travelled as recipes, where their parents are here."""
-    rebuilt = 0
-    for digest in sorted(chosen):
-        body = found.models[digest]
-        builds = [] if _whole(arrival.objects, body) else builds_of(future, digest)
-        for build in builds:
-            if can_rebuild(future, build):
-                progress.start("rebuilding merges", body["bytes"], "bytes")
-                rebuild(future, build, progress=progress)
-                check_model(future, digest, body)
-                rebuilt += 1
-                break
-    return rebuilt
+    todo = [
+        (digest, build)
+        for digest in sorted(chosen)
+        if not _whole(arrival.objects, found.models[digest])
+        for build in builds_of(future, digest)[:1]
+        if can_rebuild(future, build)
+    ]
+    arrival.check_space(sum(found.models[digest]["bytes"] for digest, _ in todo))
+    for digest, build in todo:
+        progress.start("rebuilding merges", found.models[digest]["bytes"], "bytes")
+        with _blamed(arrival, digest):
+            rebuild(future, build, progress=progress)
+            check_model(future, digest, found.models[digest])
+    return len(todo)
 
 
 def _publish(
-    registry: Registry, place: Place, new: Path, staged: Mapping[str, Path], done: Pulled
+    registry: Registry, place: Place, new: Path, staged: Mapping[str, Path], done: Pulled, *,
+    left: Sequence[str], coded: Sequence[str],
 ) -> None:  # fmt: skip
     """Make what arrived part of the pool: objects first, then all records at once."""
-    said = records.transfer(
-        "pull", done.place, version=done.version, records=done.records, objects=done.objects,
-        bytes=done.bytes, skipped=done.left + done.absent, repo_type=place.repo_type,
-        revision=place.revision,
+    for digest, path in staged.items():
+        registry.objects.take(path, digest)
+    if done.records:
+        registry.journal.adopt(new)
+    registry.record(
+        *(records.trust(model) for model in coded),
+        records.transfer(
+            "pull", done.place, version=done.version, records=done.records, objects=done.objects,
+            bytes=done.bytes, left=sorted(left), repo_type=place.repo_type,
+            revision=place.revision,
+        ),
     )  # fmt: skip
-    with registry.writing():
-        for digest, path in staged.items():
-            registry.objects.take(path, digest)
-        if done.records:
-            registry.journal.adopt(new)
-        registry.record(said)
-    registry.catalog.refresh()

@@ -10,18 +10,18 @@ was uploaded is not uploaded twice.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from poolreg.errors import Conflict as Taken
-from poolreg.errors import NotFound
+from poolreg.errors import Conflict, NotFound, StorageError
 from poolreg.files import lock
+from poolreg.models.merges import builds_of
 from poolreg.models.resolve import Resolver
 from poolreg.progress import SILENT, Progress
 from poolreg.sharing.arrival import Arrival
 from poolreg.sharing.bundles import write_bundle
-from poolreg.sharing.contents import STAYING, Conflict, Contents, Incoming, incoming, travelling
+from poolreg.sharing.contents import Clash, Contents, Incoming, incoming, travelling
 from poolreg.sharing.inbound import read_segment
 from poolreg.sharing.places import (
     MARK,
@@ -30,18 +30,20 @@ from poolreg.sharing.places import (
     Outgoing,
     Place,
     Snapshot,
+    Unanswered,
     object_path,
     segment_path,
 )
 from poolreg.sharing.scratch import scratch_pool, write_segment
-from poolreg.sharing.showcase import FOLDERS, showcase
+from poolreg.sharing.showcase import FOLDERS, showcase, stamp
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 
 ATTEMPTS = 10
 # What a repository may hold before the first push: what the Hub itself puts there.
-_HARMLESS = ("README.md", ".gitattributes", ".gitignore", "LICENSE")
+_HARMLESS = ("README.md", ".gitattributes", ".gitignore", "LICENSE", "heatmap.png")
+_OURS = ("objects/", "journal/", "models/", "tables/")
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ class Pushed:
     objects: int
     bytes: int
     absent: int
-    conflicts: tuple[Conflict, ...]
+    clashes: tuple[Clash, ...]
+    stale: bool = False  # whether tables and card were of another state
 
     @property
     def changed(self) -> bool:
         """Tell whether there was anything to send."""
-        return bool(self.records or self.objects)
+        return bool(self.records or self.objects or self.stale)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class _Load:
     records: int
     objects: list[Outgoing]
     absent: int
-    conflicts: tuple[Conflict, ...]
+    clashes: tuple[Clash, ...]
 
 
 def push(
@@ -101,13 +104,15 @@ def push(
     origin = origin or f"pool-{registry.id[:6]}"
     with lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to share it"):
         tried: list[Pushed] = []
+        silent = False
         for _ in range(ATTEMPTS):
             snapshot = _look(place, sending)
             staging = registry.root / "tmp" / "outgoing"
             arrival = Arrival(place, snapshot, registry.objects, staging)
             try:
                 done = _push(registry, arrival, sending, origin, tried, progress)
-            except Moved:
+            except Moved as moved:
+                silent = isinstance(moved, Unanswered)
                 continue
             finally:
                 arrival.discard()
@@ -116,7 +121,11 @@ def push(
                 done = replace(tried[-1], version=done.version)
                 _note(registry, place, done)
             return done
-    raise Taken(f"others keep publishing at {place.url}", hint="run it again; it goes on")
+    if silent:
+        raise StorageError(
+            f"{place.url} takes what is sent, and does not answer", hint="run it again; it goes on"
+        )
+    raise Conflict(f"others keep publishing at {place.url}", hint="run it again; it goes on")
 
 
 def bundle(
@@ -131,7 +140,13 @@ def bundle(
         marker = Path(folder) / MARKER
         marker.write_bytes(MARK)
         load = _load(
-            registry, Path(folder), Snapshot({}), Contents(), sending or Sending(), "", progress
+            registry,
+            Path(folder),
+            Snapshot({}),
+            Contents(),
+            sending or Sending(),
+            "bundle",
+            progress,
         )
         members = [Outgoing.of(MARKER, marker), *load.segments, *load.objects]
         progress.start("writing", sum(item.size for item in members), "bytes")
@@ -159,105 +174,131 @@ def _push(
     _check_place(arrival)
     arrival.fetch_journal(progress)
     progress.start("comparing", 0, "records")
-    there = Contents.of(
-        record
-        for digest, file in arrival.segments().items()
-        for record in read_segment(file, digest)
-    )
+    there = Contents.of(arrival.records())
     load = _load(registry, arrival.staging, arrival.snapshot, there, sending, origin, progress)
     size = sum(item.size for item in load.objects)
+    segments = [*arrival.snapshot.segments(), *(part.sha256 for part in load.segments)]
     done = Pushed(
         arrival.place.url, arrival.snapshot.version, load.records, len(load.objects), size,
-        load.absent, load.conflicts,
+        load.absent, load.clashes, stale=stamp(segments) not in arrival.snapshot.files,
     )  # fmt: skip
     if done.changed and not sending.dry_run:
         tried.append(done)
-        done = replace(done, version=_send(registry, arrival, load, progress))
+        done = replace(done, version=_send(registry, arrival, load, segments, progress))
     arrival.keep_journal()
     return done
 
 
 def _check_place(arrival: Arrival) -> None:
-    """Raise `Conflict` where something else than a pool is."""
+    """Raise `Conflict` where something else than a pool is, or the beginning of one."""
     files = arrival.snapshot.files
-    strange = [path for path in files if path not in _HARMLESS and not path.startswith("objects/")]
+    strange = [path for path in files if path not in _HARMLESS and not path.startswith(_OURS)]
     if MARKER in files:
         arrival.check_marker()
     elif strange:
-        raise Taken(
+        raise Conflict(
             f"{arrival.place.url} holds something else than a pool: {min(strange)!r}",
             hint="choose a place of its own for the pool",
         )
+
+
+# -- what is new -------------------------------------------------------------------------------
 
 
 def _load(
     registry: Registry, folder: Path, snapshot: Snapshot, there: Contents, sending: Sending,
     origin: str, progress: Progress,
 ) -> _Load:  # fmt: skip
-    given = incoming(Contents.of(registry.journal.all()), there, origin=origin)
+    segments = registry.journal.segments()
+    given = incoming(Contents.of(registry.journal.all(segments)), there, origin=origin)
     file = folder / "new.jsonl"
     file.unlink(missing_ok=True)
     sizes: dict[str, int] = {}
-    count = write_segment(_given(registry, given, sizes, progress), file)
+    ours = map(travelling, registry.journal.all(segments))
+    count = write_segment(_given(ours, given, sizes, progress), file)
     hashed = Outgoing.of("", file)
-    segments = [replace(hashed, path=segment_path(hashed.sha256))] if count else []
-    unwanted = _unwanted(registry, given.theirs, sending)
-    present = snapshot.objects()
-    objects, absent = [], 0
-    for digest, size in sorted(sizes.items()):
-        entry = present.get(digest)
-        if entry and entry.size == size and entry.sha256 in (None, digest):
-            continue
-        if registry.objects.has(digest) and digest not in unwanted:
-            source = registry.objects.path(digest)
-            objects.append(Outgoing(object_path(digest), source, digest, size))
-        elif digest not in unwanted:
-            absent += 1
-    return _Load(segments, count, objects, absent, given.conflicts)
+    for _ in read_segment(file, hashed.sha256):
+        pass  # what nobody would take must not get there
+    present = {
+        digest
+        for digest, entry in snapshot.objects().items()
+        if entry.size == sizes.get(digest) and entry.sha256 in (None, digest)
+    }
+    unwanted = _unwanted(registry, given.theirs, sending, present)
+    missing = [digest for digest in sorted(sizes) if digest not in present | unwanted]
+    here = [digest for digest in missing if registry.objects.has(digest)]
+    objects = [
+        Outgoing(object_path(digest), registry.objects.path(digest), digest, sizes[digest])
+        for digest in here
+    ]
+    parts = [replace(hashed, path=segment_path(hashed.sha256))] if count else []
+    return _Load(parts, count, objects, len(missing) - len(here), given.clashes)
 
 
 def _given(
-    registry: Registry, given: Incoming, sizes: dict[str, int], progress: Progress
+    ours: Iterable[Record], given: Incoming, sizes: dict[str, int], progress: Progress
 ) -> Iterator[Record]:
-    """Yield the records that are new there, noting the objects that all of ours name."""
-    for record in map(travelling, registry.journal.all()):
+    """Yield the records that are new there, noting the objects of all that will be there."""
+    for record in ours:
         progress.advance(1)
-        if record.kind not in STAYING:
+        wanted = given.wants(record)
+        if wanted or given.ours.has(record.kind, record.id):
             sizes.update(record.objects)
-        if given.wants(record):
+        if wanted:
             yield record
     yield from (record for record in given.made if not given.ours.has(record.kind, record.id))
 
 
-def _unwanted(registry: Registry, ours: Contents, sending: Sending) -> set[str]:
-    """Return the weights that do not go."""
-    rows = registry.select("weight_files")
-    models = {row["model"] for row in rows}
-    chosen = models if sending.weights else set()
-    if sending.weights and sending.only:
-        subjects = [Resolver(registry).subject(text) for text in sending.only]
-        chosen = {model for subject in subjects for model, _ in subject.components}
-        chosen |= {subject.seed for subject in subjects if subject.seed}
-    if not sending.merges:
-        chosen = chosen - {row["model"] for row in registry.select("builds")}
-    chosen = {model for model in chosen if not ours.removed("model", model)}
-    wanted = {row["object"] for row in rows if row["model"] in chosen}
-    return {row["object"] for row in rows} - wanted
+def _unwanted(registry: Registry, ours: Contents, sending: Sending, present: set[str]) -> set[str]:
+    """Return the weights that do not go: unasked, removed, or given by a recipe."""
+    weights: dict[str, set[str]] = {}
+    for row in registry.select("weight_files"):
+        weights.setdefault(row["model"], set()).add(row["object"])
+    chosen = {model for model in _chosen(registry, set(weights), sending)
+              if not ours.removed("model", model)}  # fmt: skip
+    kept = {row["model"] for row in registry.select("builds")} if not sending.merges else set()
+    going = set().union(*(weights[model] for model in chosen - kept))
+    there = present | {digest for digest in going if registry.objects.has(digest)}
+    for model in sorted(chosen & kept):
+        recipes = [[parent for parent, _ in b.components] for b in builds_of(registry, model)]
+        if not any(all(weights.get(p, {""}) <= there for p in parents) for parents in recipes):
+            going |= weights[model]
+    return set().union(*weights.values()) - going
 
 
-def _send(registry: Registry, arrival: Arrival, load: _Load, progress: Progress) -> str:
+def _chosen(registry: Registry, models: set[str], sending: Sending) -> set[str]:
+    """Return the models whose weights are asked for, with those that give them."""
+    if not sending.weights:
+        return set()
+    if not sending.only:
+        return models
+    subjects = [Resolver(registry).subject(text) for text in sending.only]
+    chosen = {model for subject in subjects for model, _ in subject.components}
+    chosen |= {subject.seed for subject in subjects if subject.seed}
+    builds = [build for model in chosen for build in builds_of(registry, model)]
+    return (chosen | {parent for build in builds for parent, _ in build.components}) & models
+
+
+# -- sending -----------------------------------------------------------------------------------
+
+
+def _send(
+    registry: Registry, arrival: Arrival, load: _Load, segments: Sequence[str], progress: Progress
+) -> str:
     """Publish the load with tables, card and model folders of the pool as it will be there."""
     place, files = arrival.place, arrival.snapshot.files
+    # What is there goes in as a pull would take it, whatever else its segments hold.
+    write_segment(arrival.records(), arrival.staging / "there.jsonl")
     with (
         scratch_pool(
             arrival.staging / "pool", registry.objects,
-            [*arrival.segments().values(), *(part.source for part in load.segments)],
+            [arrival.staging / "there.jsonl", *(part.source for part in load.segments)],
         ) as future,
         tempfile.TemporaryDirectory(dir=arrival.staging) as folder,
     ):  # fmt: skip
         progress.start("making tables and card", 0, "files")
         there = {*arrival.snapshot.objects(), *(item.sha256 for item in load.objects)}
-        shown = showcase(future, Path(folder), place, there)
+        shown = showcase(future, Path(folder), place, there, segments)
         kept = {item.path for item in shown}
         rest = [*load.segments, *(item for item in shown if not item.is_at(files.get(item.path)))]
         gone = [path for path in files if path.startswith(FOLDERS) and path not in kept]
@@ -279,7 +320,7 @@ def _message(load: _Load) -> str:
 def _note(registry: Registry, place: Place, done: Pushed) -> None:
     said = records.transfer(
         "push", done.place, version=done.version, records=done.records, objects=done.objects,
-        bytes=done.bytes, skipped=done.absent, repo_type=place.repo_type, revision=place.revision,
+        bytes=done.bytes, left=[], repo_type=place.repo_type, revision=place.revision,
     )  # fmt: skip
     with registry.writing():
         registry.record(said)

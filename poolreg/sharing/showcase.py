@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
+from poolreg.canonical import digest_of
 from poolreg.files import write_atomic
 from poolreg.models.stored import check_file_name
 from poolreg.sharing.cards import pool_card
@@ -21,15 +22,20 @@ from poolreg.store.registry import Registry
 FOLDERS = ("models/", "tables/")  # whatever else is in them, is left over and goes
 
 
-def showcase(registry: Registry, folder: Path, place: Place, there: Set[str]) -> list[Outgoing]:
+def showcase(
+    registry: Registry, folder: Path, place: Place, there: Set[str], segments: Iterable[str]
+) -> list[Outgoing]:
     """Return all files of the showcase; those that are made are written into `folder`.
 
     `there` are the objects that the place will hold; only models that are complete are shown.
+    `segments` are those of its journal, of which `stamp` makes a file name.
     """
     # Only the Hub keeps bytes that stand at two places once.
     shows = place.repo_type == "model"
     models = list(_models(registry, folder / "models", there)) if shows else []
     made = {f"tables/{file.name}": file for file in _tables(registry, folder)}
+    made[stamp(segments)] = folder / "stamp"
+    write_atomic(folder / "stamp", b"The name of this file says which journal these tables show.\n")
     card, pictures = pool_card(
         registry, url=place.url, repo_type=place.repo_type or "model",
         files=[*made, *(item.path for item in models)],
@@ -39,6 +45,11 @@ def showcase(registry: Registry, folder: Path, place: Place, there: Set[str]) ->
         made[name] = folder / name
     shown = [Outgoing.of(path, file) for path, file in sorted(made.items())]
     return [*models, *shown]
+
+
+def stamp(segments: Iterable[str]) -> str:
+    """Return the path that tells of which segments a showcase was made."""
+    return f"tables/of-{digest_of(sorted(segments))[:16]}.txt"
 
 
 def _tables(registry: Registry, folder: Path) -> list[Path]:

@@ -14,21 +14,18 @@ next push makes them again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from poolreg.errors import (
     Conflict,
-    Damage,
     MissingPackage,
-    NameRefused,
     NotFound,
     PoolregError,
     Refused,
@@ -36,11 +33,10 @@ from poolreg.errors import (
     UsageError,
 )
 from poolreg.files import staged, storage_errors, sync_folder
-from poolreg.mixture import check_name
-from poolreg.sharing.places import MARKER, Entry, Outgoing, Snapshot
+from poolreg.sharing.places import MARKER, Entry, Outgoing, Snapshot, alias_of
+from poolreg.sharing.streams import CHUNK, checked, receive
 from poolreg.workers import at_once
 
-CHUNK = 1 << 22  # bytes held of a file that is copied
 _THREADS = 4  # files on their way at once; s3fs holds about 110 MB of a large one
 
 _TEMPORARY = re.compile(r"\..*\.tmp")  # what `staged` calls a file that is being written
@@ -61,18 +57,17 @@ class TreePlace:
 
     Endpoints and credentials come from where the file system's driver looks for them (S3: the
     AWS_… variables and ~/.aws). Raises `UsageError` for a URL that cannot be one and
-    `MissingPackage` where its driver is not installed.
+    `MissingPackage` where its driver is not installed. A user's name and password in the address
+    are for the driver alone: `url` has neither.
     """
 
     repo_type = ""
     revision: str | None = None
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        shown = re.sub(r"//[^/]*@", "//", url)  # a password must not get into messages
-        self.alias = alias_of(shown)
-        self._shown = shown
-        self._tree = _open(url, shown)
+        self.url = _without_password(url)
+        self.alias = alias_of(self.url)
+        self._tree = _open(url, self.url)
         self._seen: dict[str, Entry] = {}
         self._made = False
 
@@ -86,17 +81,27 @@ class TreePlace:
         sizes = self._tree.sizes()
         if MARKER not in sizes and not self._made:
             raise NotFound(
-                f"{self._shown} holds no published pool",
-                hint=f"check the address; poolreg push {self._shown} publishes one there",
+                f"{self.url} holds no published pool",
+                hint=f"check the address; poolreg push {self.url} publishes one there",
             )
         self._seen = {path: Entry(size) for path, size in sizes.items()}
         return Snapshot(self._seen)
 
     def fetch(self, path: str, target: Path, *, progress: Told) -> None:
         """Write one file of the last snapshot to the new file `target`; see `receive`."""
-        if path not in self._seen:
-            raise NotFound(f"{self._shown} holds no file {path!r}")
-        receive(self._tree.chunks(path), target, limit=self._seen[path].size, progress=progress)
+        limit = self._listed(path).size
+        receive(self._tree.chunks(path), target, limit=limit, progress=progress)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files below a folder, by path; none if it is not there."""
+        sizes = self._tree.sizes(folder)
+        self._seen = {path: Entry(size) for path, size in sizes.items()}
+        return sizes
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Return bytes [start, end) of one file of the last look; fewer if it is shorter now."""
+        self._listed(path)
+        return self._tree.read(path, start, end)
 
     def publish(
         self, snapshot: Snapshot,  # noqa: ARG002
@@ -123,6 +128,11 @@ class TreePlace:
             self._tree.remove(path)
         return ""
 
+    def _listed(self, path: str) -> Entry:
+        if path not in self._seen:
+            raise NotFound(f"{self.url} holds no file {path!r}")
+        return self._seen[path]
+
 
 class _Folder:
     """A folder of this machine. Nothing outside of it is read or written, whatever links say."""
@@ -137,16 +147,17 @@ class _Folder:
         with storage_errors(f"making {self._shown}"):
             _make_folder(self.root)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, below: str = "") -> dict[str, int]:
         """Return the regular files by path; links that lead outside, or to folders, are not."""
+        start = self.root / below
 
         def fail(error: OSError) -> None:
             raise error
 
         found = {}
-        if self.root.is_dir():
+        if start.is_dir() and _real(start) == start:
             with storage_errors(f"reading {self._shown}"):
-                for folder, _, names in os.walk(self.root, onerror=fail):
+                for folder, _, names in os.walk(start, onerror=fail):
                     for place in (Path(folder, name) for name in names):
                         with suppress(FileNotFoundError):  # another push may have deleted it
                             if self._counts(place):
@@ -165,6 +176,13 @@ class _Folder:
         with storage_errors(f"reading {path} of {self._shown}"), open(place, "rb") as file:
             while chunk := file.read(CHUNK):
                 yield chunk
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        place = self.root / path
+        self._check_inside(_real(place), path)
+        with storage_errors(f"reading {path} of {self._shown}"), open(place, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
     def send(self, item: Outgoing, told: Told) -> None:
         place = self.root / item.path
@@ -201,10 +219,10 @@ class _Store:
     def make(self) -> None:
         """Do nothing: object stores have no folders, and other drivers make them as they put."""
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, below: str = "") -> dict[str, int]:
         with plain_errors(self._shown):
             self._system.invalidate_cache()
-            found = self._system.find(self._root, detail=True)
+            found = self._system.find(f"{self._root}/{below}".rstrip("/"), detail=True)
         start = f"{self._root}/"
         return {
             path.removeprefix(start): entry["size"]
@@ -221,6 +239,10 @@ class _Store:
         ):
             while chunk := file.read(CHUNK):
                 yield chunk
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        with plain_errors(f"{path} of {self._shown}"):
+            return bytes(self._system.cat_file(f"{self._root}/{path}", start=start, end=end))
 
     def send(self, item: Outgoing, told: Told) -> None:
         from fsspec.callbacks import Callback
@@ -247,57 +269,9 @@ class _Store:
             self._system.rm_file(f"{self._root}/{path}")
 
 
-def alias_of(address: str) -> str:
-    """Return the last part of a path or URL, made into a name; "pool" if nothing is left."""
-    last = re.sub(r"^[a-z0-9+.-]+://", "", address).rstrip("/").rpartition("/")[2]
-    alias = re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-_.")[:60] or "pool"
-    try:
-        return check_name(alias)
-    except NameRefused:  # a number, or a reserved word
-        return f"pool-{alias}"
-
-
-def checked(item: Outgoing) -> Iterator[bytes]:
-    """Yield a file's bytes; raises `Damage` in the end if they are not the ones promised."""
-    hasher, size = hashlib.sha256(), 0
-    with storage_errors(f"reading {item.source}"), open(item.source, "rb") as file:
-        while chunk := file.read(CHUNK):
-            hasher.update(chunk)
-            size += len(chunk)
-            if size > item.size:
-                break
-            yield chunk
-    if size != item.size or hasher.hexdigest() != item.sha256:
-        raise Damage(
-            f"{item.source} does not hold the bytes of {item.path} any more",
-            hint="run poolreg verify",
-            digest=item.sha256,
-        )
-
-
-def receive(chunks: Iterable[bytes], target: Path, *, limit: int, progress: Told) -> None:
-    """Write `chunks` to the new file `target`; `progress` is told bytes.
-
-    Raises `Refused` for more than `limit` bytes. On any error, no file is left.
-    """
-    size = 0
-    with (
-        storage_errors(f"writing {target.name}"),
-        ExitStack() as undo,
-        open(target, "xb") as file,
-    ):
-        undo.callback(target.unlink)
-        for chunk in chunks:
-            size += len(chunk)
-            if size > limit:
-                raise Refused(
-                    f"a published file is longer than the {limit:,} bytes that were listed",
-                    hint="it changed meanwhile, or the place cannot be trusted; try again",
-                )
-            file.write(chunk)
-            progress(len(chunk))
-        file.flush()
-        undo.pop_all()
+def _without_password(text: str) -> str:
+    """Return an address, or what a driver says of one, without a user's name and password."""
+    return re.sub(r"(://)[^/]*@", r"\1", text)
 
 
 def _open(url: str, shown: str) -> _Folder | _Store:
@@ -345,7 +319,7 @@ def plain_errors(what: str) -> Iterator[None]:
 
 
 def _said(kind: type[PoolregError], what: str, error: Exception, hint: str) -> PoolregError:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
+    told = _without_password(" ".join(str(error).split()))[:200] or type(error).__name__
     shown = "".join(ch if ch.isprintable() else "?" for ch in told)
     return kind(f"{what}: {shown}", hint=hint)
 

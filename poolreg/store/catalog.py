@@ -22,7 +22,7 @@ from poolreg.files import lock, storage_errors, sync_folder
 from poolreg.schema import statements
 from poolreg.store.journal import Journal, Record
 from poolreg.store.records import KINDS, Kind, Row, rows
-from poolreg.store.sandbox import Table, create_schema, fetch, read_only, run_sandboxed
+from poolreg.store.sandbox import Table, connect, create_schema, fetch, read_only, run_sandboxed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -185,7 +185,7 @@ class Catalog:
                     leftover.unlink(missing_ok=True)
                 if not from_scratch:
                     shutil.copyfile(self.path, staging)
-                with contextlib.closing(duckdb.connect(staging)) as connection:
+                with contextlib.closing(connect(staging)) as connection:
                     self._index(connection, from_scratch)
                 with open(staging, "rb") as file:
                     os.fsync(file.fileno())

@@ -17,7 +17,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,9 +126,9 @@ class Journal:
         # catalog look stale where a full disk would not let it be brought up to date.
         return {name: size for name, size in sizes.items() if size}
 
-    def all(self) -> Iterator[Record]:
-        """Yield the records of all segments."""
-        for segment, size in self.segments().items():
+    def all(self, segments: Mapping[str, int] | None = None) -> Iterator[Record]:
+        """Yield the records of all segments, or of some with the sizes that they had."""
+        for segment, size in (self.segments() if segments is None else segments).items():
             for record, _ in self.read(segment, 0, size):
                 yield record
 

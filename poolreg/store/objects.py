@@ -123,7 +123,8 @@ class ObjectStore:
 
     def _adopt(self, temporary: Path, digest: str) -> None:
         target = self._place(digest)
-        if not target.exists():
+        # What has another size was cut off, and is mended.
+        if not target.is_file() or target.stat().st_size != temporary.stat().st_size:
             temporary.chmod(0o444)
             temporary.replace(target)
             sync_folder(target.parent)

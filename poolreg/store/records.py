@@ -58,6 +58,11 @@ def keyed(
     return Record(kind, key, dict(body), dict(objects or {}))
 
 
+def trust(model: str) -> Record:
+    """Say that a model's own Python code may run, for this machine only."""
+    return statement("trust", {"model": model})
+
+
 def transfer(direction: str, place: str, **facts: Any) -> Record:
     """Say that the pool was pushed to or pulled from a place, for this machine only."""
     return statement("transfer", {"direction": direction, "place": place, **facts})
@@ -90,7 +95,8 @@ KINDS = {
     "variant": Kind("variants", "digest", (("variant_modules", "variant"),)),
     "task_score": Kind("task_scores", "digest"),
     "build": Kind("builds", "digest"),
-    "transfer": Kind("transfers", "record"),
+    "transfer": Kind("transfers", "record", (("transfer_left", "record"),)),
+    "trust": Kind("trusts", "record"),
 }
 
 
@@ -260,9 +266,15 @@ def _build(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
 def _transfer(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
     facts = _pick(
         body, "direction", "place", "repo_type", "revision", "version", "records", "objects",
-        "bytes", "skipped",
+        "bytes",
     )  # fmt: skip
     yield "transfers", facts | {"record": key, "added": at}
+    for digest in body["left"]:
+        yield "transfer_left", {"record": key, "object": digest}
+
+
+def _trust(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+    yield "trusts", {"record": key, "model": body["model"], "added": at}
 
 
 _ROWS = {
@@ -283,4 +295,5 @@ _ROWS = {
     "task_score": _task_score,
     "build": _build,
     "transfer": _transfer,
+    "trust": _trust,
 }

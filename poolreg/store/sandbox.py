@@ -127,13 +127,20 @@ def _query_error(error: duckdb.Error) -> QueryError:
 # -- the databases that it stands around -----------------------------------------------------
 
 
+def connect(place: Path | str) -> duckdb.DuckDBPyConnection:
+    """Connect, without DuckDB's own progress bar, which it prints among the results."""
+    connection = duckdb.connect(place)
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 def read_only(path: Path) -> duckdb.DuckDBPyConnection:
     """Open a catalog's file as it is now.
 
     DuckDB would hand a second connection to a path the file that the first one has open, even
     after it was replaced; attaching to a database in memory of our own avoids that.
     """
-    connection = duckdb.connect(":memory:")
+    connection = connect(":memory:")
     place = str(path).replace("'", "''")
     connection.execute("SET python_enable_replacements = false")
     connection.execute(f"ATTACH '{place}' AS pool (READ_ONLY)")
@@ -164,7 +171,7 @@ def query_parquet(files: ParquetFiles, sql: str, **options: Any) -> Table:
     that it needs: DuckDB binds a view each time it is used, and when it is created there are
     empty files to bind to. Options and errors are those of `run_sandboxed`.
     """
-    with contextlib.closing(duckdb.connect(":memory:")) as connection:
+    with contextlib.closing(connect(":memory:")) as connection:
         connection.execute("SET python_enable_replacements = false")
         create_schema(connection)
         shapes = {name: connection.table(name).to_arrow_table().schema for name in files.names}

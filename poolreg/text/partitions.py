@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from poolreg.canonical import digest_of
 from poolreg.errors import Conflict, Drift, NotFound, Refused, UsageError
@@ -171,7 +172,7 @@ def add_evalset(
 
 def _overlaps_of_partition(registry: Registry, digest: str, digests: bytes) -> list[Overlap]:
     found = []
-    for row in registry.select("evalset_contents"):
+    for row in _whole(registry, "evalset_contents"):
         shared = corpus.shared_documents(registry.objects.read(row["content"]), digests)
         if shared:
             found.append(Overlap(row["digest"], digest, len(shared)))
@@ -180,11 +181,16 @@ def _overlaps_of_partition(registry: Registry, digest: str, digests: bytes) -> l
 
 def _overlaps_of_evalset(registry: Registry, digest: str, digests: bytes) -> list[Overlap]:
     found = []
-    for row in registry.select("partition_contents"):
+    for row in _whole(registry, "partition_contents"):
         shared = corpus.shared_documents(digests, registry.objects.read(row["content"]))
         if shared:
             found.append(Overlap(digest, row["digest"], len(shared)))
     return found
+
+
+def _whole(registry: Registry, lookup: str) -> list[dict[str, Any]]:
+    # A pool that was pulled may lack what the place that it came from did not hold.
+    return [row for row in registry.select(lookup) if registry.objects.has(row["content"])]
 
 
 def _named(registry: Registry, overlap: Overlap) -> Overlap:

@@ -12,7 +12,7 @@ from poolreg.models.merges import Build, builds_of
 from poolreg.models.resolve import Subject
 from poolreg.numerics.average import FLOATS
 from poolreg.sharing.markup import MOST_LISTED, markdown, size
-from poolreg.sharing.model_cards import ModelFacts, Origin, model_scores
+from poolreg.sharing.single_card import ModelFacts, Origin, model_scores
 from poolreg.store.registry import Registry
 
 _ROLES = {

@@ -25,9 +25,9 @@ from poolreg.models.stored import export_model
 from poolreg.progress import SILENT, Progress
 from poolreg.sharing.hub import HubPlace
 from poolreg.sharing.markup import plain
-from poolreg.sharing.model_cards import ModelFacts, model_card
-from poolreg.sharing.model_facts import folder_facts, merge_facts, stored_facts
 from poolreg.sharing.places import Moved, Outgoing, Snapshot
+from poolreg.sharing.single_card import ModelFacts, model_card
+from poolreg.sharing.single_facts import folder_facts, merge_facts, stored_facts
 from poolreg.store.registry import Registry
 
 ATTEMPTS = 5  # when others commit in the meantime
@@ -41,6 +41,18 @@ _LEFT = re.compile(
 )
 
 
+def model_repository(repo: str, *, private: bool = False, revision: str | None = None) -> HubPlace:
+    """Return a repository that a model can be pushed to, which is made if it is not there.
+
+    Raises what pushing raises, before a model is made for it: `Conflict` for a repository that
+    holds a pool, or that is public and should be private.
+    """
+    target = HubPlace(repo, revision=revision, private=private)
+    target.create()
+    _look(target)
+    return target
+
+
 def push_merge(
     registry: Registry, subject: Subject, repo: str, *, out: Path | None = None,
     dtype: str | None = None, private: bool = False, revision: str | None = None,
@@ -49,10 +61,9 @@ def push_merge(
     """Write the average that stands for a mixture to a model repository; returns it and the URL.
 
     The folder is `out`, or lies in the pool until it is published. Other options are those of
-    `merge_subject`. Raises `Conflict` for a repository that holds a pool, or that is public and
-    should be private; nothing is merged then.
+    `merge_subject`. Raises what `model_repository` raises; nothing is merged then.
     """
-    target = _ready(repo, private=private, revision=revision)
+    target = model_repository(repo, private=private, revision=revision)
     with _place(out, registry.root / "tmp") as folder:
         merged = merge_subject(registry, subject, folder, dtype=dtype, progress=progress, **options)
         facts = merge_facts(registry, subject, merged, repo=target.url, dtype=dtype)
@@ -70,7 +81,7 @@ def push_folders(
     Where the folders lie is nobody's business: what is published names them by their last part.
     Other options are those of `merge_folders`.
     """
-    target = _ready(repo, private=private, revision=revision)
+    target = model_repository(repo, private=private, revision=revision)
     with _place(out, None) as folder:
         merged = merge_folders(folders, folder, dtype=dtype, progress=progress, **options)
         recipe = json.loads((folder / "poolreg.json").read_text(encoding="utf-8"))
@@ -87,7 +98,7 @@ def push_variant(
     revision: str | None = None, progress: Progress = SILENT,
 ) -> str:  # fmt: skip
     """Write a compressed variant, or any stored model, to a model repository; returns the URL."""
-    target = _ready(repo, private=private, revision=revision)
+    target = model_repository(repo, private=private, revision=revision)
     known = {
         row["name"]: row["object"]
         for row in registry.select("model_files", model=digest)
@@ -100,17 +111,36 @@ def push_variant(
 
 
 def push_model(
-    folder: Path, repo: str, *, card: str, known: Mapping[str, str] | None = None,
-    private: bool = False, revision: str | None = None, message: str, progress: Progress = SILENT,
+    target: HubPlace, folder: Path, *, card: str, known: Mapping[str, str] | None = None,
+    message: str, progress: Progress = SILENT,
 ) -> str:  # fmt: skip
     """Write a model's folder with `card` as its README.md to a repository; returns the URL.
 
     `known` gives the sha256 of files by name, as far as they need not be hashed. The URL is that
-    of the commit, or of the present one where nothing changed. Raises `Conflict`, as `push_merge`
-    does, and when others commit all the time.
+    of the commit, or of the present one where nothing changed. Raises `Conflict` when others
+    commit all the time.
     """
-    target = _ready(repo, private=private, revision=revision)
-    return _send(target, folder, card, known=known or {}, message=message, progress=progress)
+    write_atomic(folder / "README.md", card.encode())
+    files = _outgoing(folder, known or {}, progress)
+    for _ in range(ATTEMPTS):
+        snapshot = _look(target)
+        new = [file for file in files if not file.is_at(snapshot.files.get(file.path))]
+        names = {file.path for file in files}
+        stale = [path for path in sorted(snapshot.files) if _LEFT.fullmatch(path)]
+        stale = [path for path in stale if path not in names]
+        if not new and not stale:
+            return _commit_url(target, snapshot.version)
+        progress.start("uploading", sum(file.size for file in new), "bytes")
+        try:
+            version = target.publish(
+                snapshot, [], new, stale, message=message, progress=progress.advance
+            )
+        except Moved:
+            continue
+        return _commit_url(target, version)
+    raise Conflict(
+        f"{target.url} changed {ATTEMPTS} times while it was pushed to", hint="push again"
+    )
 
 
 def variant_repositories(repo: str, ratios: Sequence[float]) -> list[str]:
@@ -128,23 +158,7 @@ def variant_repositories(repo: str, ratios: Sequence[float]) -> list[str]:
     return names
 
 
-def check_repository(repo: str, *, private: bool = False, revision: str | None = None) -> None:
-    """Make sure that a model can be pushed to a repository, which is made if it is not there.
-
-    Raises what pushing raises, before the model is made for it.
-    """
-    _ready(repo, private=private, revision=revision)
-
-
 # -- one folder, one commit -------------------------------------------------------------------
-
-
-def _ready(repo: str, *, private: bool, revision: str | None) -> HubPlace:
-    """Return a repository that a model can be pushed to, before anything is made for it."""
-    target = HubPlace(repo, revision=revision, private=private)
-    target.create()
-    _look(target)
-    return target
 
 
 def _look(target: HubPlace) -> Snapshot:
@@ -175,8 +189,8 @@ def _publish(
     _complete(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     card = model_card(replace(facts, custom_code="auto_map" in config))
-    return _send(
-        target, folder, card, known=known or {}, message=f"{plain(facts.title)}, with poolreg",
+    return push_model(
+        target, folder, card=card, known=known, message=f"{plain(facts.title)}, with poolreg",
         progress=progress,
     )  # fmt: skip
 
@@ -193,33 +207,6 @@ def _complete(folder: Path) -> None:
         config |= modeling_poolreg.config_entries(config["model_type"])
         write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         shutil.copy(modeling_poolreg.__file__, folder / "modeling_poolreg.py")
-
-
-def _send(
-    target: HubPlace, folder: Path, card: str, *, known: Mapping[str, str], message: str,
-    progress: Progress,
-) -> str:  # fmt: skip
-    write_atomic(folder / "README.md", card.encode())
-    files = _outgoing(folder, known, progress)
-    for _ in range(ATTEMPTS):
-        snapshot = _look(target)
-        new = [file for file in files if not file.is_at(snapshot.files.get(file.path))]
-        names = {file.path for file in files}
-        stale = [path for path in sorted(snapshot.files) if _LEFT.fullmatch(path)]
-        stale = [path for path in stale if path not in names]
-        if not new and not stale:
-            return _commit_url(target, snapshot.version)
-        progress.start("uploading", sum(file.size for file in new), "bytes")
-        try:
-            version = target.publish(
-                snapshot, [], new, stale, message=message, progress=progress.advance
-            )
-        except Moved:
-            continue
-        return _commit_url(target, version)
-    raise Conflict(
-        f"{target.url} changed {ATTEMPTS} times while it was pushed to", hint="push again"
-    )
 
 
 def _outgoing(folder: Path, known: Mapping[str, str], progress: Progress) -> list[Outgoing]:
