@@ -60,7 +60,8 @@ class Exchange:
         Default: where the pool was last pushed to or pulled from. `only` limits the weights to
         those that expressions need, `results_only` brings none; both can be brought later.
         """
-        from poolreg.sharing.pull import Wish, pull
+        from poolreg.sharing.goods import Wish
+        from poolreg.sharing.pull import pull
 
         where, repo_type, revision = self._where(["push", "pull"], where, repo_type, revision)
         place = place_at(where, repo_type=repo_type, revision=revision)
@@ -99,7 +100,8 @@ class Exchange:
     ) -> Pulled:  # fmt: skip
         """Bring what a bundle holds and the pool lacks, as `pull` does."""
         from poolreg.sharing.bundles import BundlePlace
-        from poolreg.sharing.pull import Wish, pull
+        from poolreg.sharing.goods import Wish
+        from poolreg.sharing.pull import pull
 
         wish = Wish(tuple(listed(only)), not results_only, trust_code)
         place = BundlePlace(Path(file))

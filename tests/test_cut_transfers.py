@@ -367,7 +367,8 @@ class Puller:
 
     def at_hand(self) -> set[str]:
         """The objects that came and were kept; those that threads were at need not be."""
-        return objects_at(self.root) | objects_at(self.root / "tmp/incoming")
+        staged = map(objects_at, (self.root / "tmp").glob("incoming-*"))
+        return objects_at(self.root).union(*staged)
 
     def goes_on(self) -> int:
         """Run again: it brings all that is missing and nothing else; return the bytes."""
@@ -424,7 +425,7 @@ def test_a_pull_from_a_hub_that_goes_away(world, tmp_path, number):
 def test_a_pull_that_is_killed(world, tmp_path, number):
     draw, cut = random.Random(number), puller(world, tmp_path, number)
     words, where = ("pull", REPO, cut.root), draw.randint(1, cut.run.bytes)
-    steps = ("tmp/incoming/objects/", "objects/", "journal/", "catalog.duckdb$")
+    steps = ("tmp/incoming-[0-9a-f]+/objects/", "objects/", "journal/", "catalog.duckdb$")
     if number % 2:
         what = steps[number // 2]
         pattern = f"^{re.escape(str(cut.root))}/{what}"
@@ -636,7 +637,7 @@ def test_a_pull_that_the_disk_has_no_room_for(world, tmp_path, cli_run, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(arrival.shutil, "disk_usage", lambda _: SimpleNamespace(free=4_000_000))
         done = cli_run("pull", REPO, cut.root, code=1)
-    assert re.search("[0-9,]{9} bytes are to be fetched, and 4,000,000 are free", done.stderr)
+    assert re.search("[0-9,]{9} bytes are to be written, and 4,000,000 are free", done.stderr)
     assert not asked(world.hub)
     assert not cut.has_all()
     cut.goes_on()

@@ -36,7 +36,7 @@ def blocks(kind: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", [code for code in blocks("python") if "you/" not in code])
 def test_python(place, code):
     exec(compile(code, "guide", "exec"), {"__name__": "guide"})
 
@@ -44,7 +44,18 @@ def test_python(place, code):
 def commands() -> list[str]:
     lines = [line.split("#")[0].rstrip() for block in blocks("") for line in block.splitlines()]
     lines = list(dict.fromkeys(lines))
-    return [line for line in lines if line.startswith(tuple(f"poolreg {c}" for c in RUNNABLE))]
+    runnable = tuple(f"poolreg {command}" for command in RUNNABLE)
+    return [line for line in lines if line.startswith(runnable) and "you/" not in line]
+
+
+def test_sharing(hub, place, cli_run):
+    guide = next(guide for guide in GUIDES if guide.name == "sharing.md").read_text()
+    first = re.findall(r"^```\n(.*?)^```$", guide, re.M | re.S)[0]
+    lines = [line for line in first.splitlines() if "s3://" not in line]
+    assert len(lines) >= 7
+    for line in lines:
+        cli_run(*shlex.split(line, comments=True)[1:])
+    assert {repo for _, repo in hub.repos} == {"you/pool", "you/code-and-prose"}
 
 
 @pytest.mark.parametrize("line", commands())

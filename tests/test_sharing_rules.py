@@ -229,7 +229,7 @@ def test_a_name_given_while_a_pull_runs_stays(hub, pushed, tmp_path, monkeypatch
 
     with Pool.create(tmp_path / "b") as other:
         there = pushed.registry.resolve("evalset", "alpha")
-        checked = pulling._check
+        checked = pulling.check_goods
 
         def busy(*args, **kwargs):
             if not other.registry.names("evalset"):
@@ -237,7 +237,7 @@ def test_a_name_given_while_a_pull_runs_stays(hub, pushed, tmp_path, monkeypatch
                 other.add_evalset("alpha", [texts / "zeta.held.jsonl"])
             return checked(*args, **kwargs)
 
-        monkeypatch.setattr(pulling, "_check", busy)
+        monkeypatch.setattr(pulling, "check_goods", busy)
         done = other.pull(REPO)
         assert [clash.kept_as for clash in done.clashes] == ["pool/alpha"]
         assert other.registry.resolve("evalset", "pool/alpha") == there

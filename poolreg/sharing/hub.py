@@ -159,7 +159,9 @@ class HubPlace:
         """Download one file of the commit that was looked at."""
         size = self._snapshot.files[path].size
         if size <= SMALL:
-            target.write_bytes(self.read(path, 0, size))
+            data = self.read(path, 0, size)
+            with storage_errors(f"writing {target.name}"):
+                target.write_bytes(data)
             progress(size)
             return
         with hub_errors(self.url):

@@ -212,7 +212,6 @@ def _load(
     segments = registry.journal.segments()
     given = incoming(Contents.of(registry.journal.all(segments)), there, origin=origin)
     file = folder / "new.jsonl"
-    file.unlink(missing_ok=True)
     sizes: dict[str, int] = {}
     ours = map(travelling, registry.journal.all(segments))
     count = write_segment(_given(ours, given, sizes, progress), file)

@@ -64,9 +64,9 @@ def scratch_pool(
 
 
 def write_segment(records: Iterable[Record], file: Path) -> int:
-    """Write records to a new file in the journal's form, flushed; return how many."""
+    """Write records to a file in the journal's form, flushed; return how many."""
     count = 0
-    with storage_errors(f"writing {file.name}"), open(file, "xb") as writer:
+    with storage_errors(f"writing {file.name}"), open(file, "wb") as writer:
         for record in records:
             writer.write(record.line())
             count += 1

@@ -38,6 +38,11 @@ class ObjectStore:
         """Tell whether the object is here."""
         return self.path(digest).is_file()
 
+    def holds(self, digest: str, size: int) -> bool:
+        """Tell whether the object is here, in the size that it should have."""
+        path = self.path(digest)
+        return path.is_file() and path.stat().st_size == size
+
     def read(self, digest: str) -> bytes:
         """Return an object's bytes; raises `NotFound`, or `Damage` if they changed on disk."""
         with storage_errors(f"reading object {digest[:12]}"):
