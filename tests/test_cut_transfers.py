@@ -334,10 +334,10 @@ def killed_on_the_disk(hub: Hub, pattern: str, number: int, *words: object) -> N
 KINDS = ("status", "drop", "lost", "cut")
 
 
-def some_slow(count: int) -> list[Any]:
-    """Numbers from 0; one of each kind of fault is for every run."""
-    slow = [pytest.param(number, marks=pytest.mark.slow) for number in range(len(KINDS), count)]
-    return [*range(len(KINDS)), *slow]
+def cuts(count: int, first: int = len(KINDS)) -> list[Any]:
+    """The numbers of so many cuts, of which but the first are made in every run."""
+    more = [pytest.param(n, marks=pytest.mark.campaign) for n in range(first, count)]
+    return [*range(first), *more]
 
 
 # -- pull -------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def complete(world: World) -> set[str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", some_slow(12))
+@pytest.mark.parametrize("number", cuts(12))
 def test_a_pull_from_a_hub_that_goes_away(world, tmp_path, number):
     draw, cut = random.Random(number), puller(world, tmp_path, number)
     kind = KINDS[number % 4]
@@ -421,7 +421,7 @@ def test_a_pull_from_a_hub_that_goes_away(world, tmp_path, number):
 # The last byte of what is fetched, and what follows: into the staging folder, the store, the
 # journal, and the catalog.
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", cuts(8, 2))
 def test_a_pull_that_is_killed(world, tmp_path, number):
     draw, cut = random.Random(number), puller(world, tmp_path, number)
     words, where = ("pull", REPO, cut.root), draw.randint(1, cut.run.bytes)
@@ -516,7 +516,7 @@ def pusher(world: World, folder: Path, number: int) -> Pusher:
     return Pusher(world, Path(shutil.copytree(world.newer, folder / "pool")), state)
 
 
-@pytest.mark.parametrize("number", some_slow(14))
+@pytest.mark.parametrize("number", cuts(14))
 def test_a_push_to_a_hub_that_goes_away(world, tmp_path, number):
     draw, cut = random.Random(number), pusher(world, tmp_path, number)
     kind = KINDS[number % 4]
@@ -542,7 +542,7 @@ def test_a_push_whose_answer_is_lost(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", cuts(6, 2))
 def test_a_push_that_is_killed(world, tmp_path, number):
     draw, cut = random.Random(number), pusher(world, tmp_path, number)
     where, hub = draw.randint(1, cut.run.bytes), world.hub
@@ -721,7 +721,7 @@ def both(one: Path, other: Path) -> dict[tuple[str, str], set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["nothing", "common"])
+@pytest.mark.parametrize("state", ["nothing", pytest.param("common", marks=pytest.mark.campaign)])
 def test_a_push_between_look_and_commit(world, diverged, tmp_path, state):
     hub, (one, other) = world.hub, copies(diverged, tmp_path)
     world.reset("nothing")
@@ -746,6 +746,7 @@ def test_a_push_between_look_and_commit(world, diverged, tmp_path, state):
     assert not push(other).changed
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_others_who_keep_publishing(world, diverged, tmp_path, monkeypatch):
     hub, (one, other) = world.hub, copies(diverged, tmp_path)
@@ -774,6 +775,7 @@ def test_others_who_keep_publishing(world, diverged, tmp_path, monkeypatch):
     assert facts_of(tmp_path / "reader") == facts_of(one, other)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_processes_that_push_at_once(world, diverged, tmp_path):
     hub, two = world.hub, copies(diverged, tmp_path)
@@ -800,6 +802,7 @@ def meet(hub: Hub) -> None:
     wait_until(lambda: len(log(hub, "/commit/")) == 2)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_union_in_both_orders(world, diverged, tmp_path):
     unions = []

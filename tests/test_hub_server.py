@@ -494,6 +494,7 @@ print(HfApi().repo_info(sys.argv[1]).sha)
     assert bool(log(hub, "PUT")) == (server == "hub")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_model_loads_from_a_subfolder(hub, api, tmp_path):
     import torch

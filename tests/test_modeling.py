@@ -469,6 +469,7 @@ def run(code, *words, **environment):
     return done.stdout.strip()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_fresh_process_loads_them_after_importing_poolreg(tmp_path):
     folders = [save(family, tmp_path / family) for family in TINY]
@@ -502,8 +503,12 @@ def test_a_process_without_poolreg_loads_them_with_the_code_in_the_folder(tmp_pa
 @pytest.mark.parametrize(
     "imports",
     [
-        "import poolreg; from transformers import AutoConfig",
-        "import poolreg; from transformers import Gemma3ForCausalLM",
+        pytest.param(
+            "import poolreg; from transformers import AutoConfig", marks=pytest.mark.campaign
+        ),
+        pytest.param(
+            "import poolreg; from transformers import Gemma3ForCausalLM", marks=pytest.mark.campaign
+        ),
         "from transformers import AutoConfig; import poolreg",
     ],
 )
@@ -588,7 +593,9 @@ def test_the_tokenizer_is_that_of_the_stock_folder(family, declared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prepare", ["import poolreg", BLOCK])
+@pytest.mark.parametrize(
+    "prepare", [pytest.param("import poolreg", marks=pytest.mark.campaign), BLOCK]
+)
 def test_other_processes_see_the_same_tokenizer(prepare, tmp_path):
     code = f"""
 import sys, json

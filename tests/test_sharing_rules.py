@@ -52,7 +52,7 @@ def test_nothing_goes_out_that_nobody_would_take(hub, answered):
     assert "poolreg.json" not in hub.tree(REPO)
 
 
-@pytest.mark.parametrize("name", ["you/2024", "you/all"])
+@pytest.mark.parametrize("name", ["you/2024", pytest.param("you/all", marks=pytest.mark.campaign)])
 def test_repositories_whose_name_is_no_name(hub, answered, tiny, tmp_path, name):
     answered.push(name)
     with Pool.open(tiny.copy(tmp_path / "b")) as other:

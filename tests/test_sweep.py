@@ -328,6 +328,7 @@ def uninterrupted(six, tmp_path_factory) -> list[tuple[object, ...]]:
     return rows
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_three_times(six, uninterrupted, tmp_path):
     root = six.copy(tmp_path / "pool")
@@ -355,6 +356,7 @@ def test_killed_three_times(six, uninterrupted, tmp_path):
     assert measured(root) == ALL  # nothing was measured twice
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_sweeps_and_questions_at_once(six, uninterrupted, tmp_path):
     root = six.copy(tmp_path / "pool")

@@ -446,6 +446,7 @@ with Pool.open(sys.argv[1]) as pool:
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_and_resumed(empty, texts, tmp_path):
     recipe = recipe_of(tmp_path, ("steps = 5", "steps = 400"))
@@ -477,6 +478,7 @@ def test_killed_and_resumed(empty, texts, tmp_path):
 # -- several processes ----------------------------------------------------------------------
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_workers_train_the_same(seeded, ready, tmp_path, recipe):
     steps = Steps()

@@ -276,6 +276,7 @@ place.publish(place.look(), objects, [i for i in items if i not in objects], [],
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_at_any_chunk(tmp_path):
     """What has a final name is whole; the mark comes last; going on sends the rest."""
