@@ -76,7 +76,7 @@ def test_block_one_is_the_greedy_rule(seed, channels, maps, data):
     found = eliminate(rows.mT @ rows, weight, least, block=1, relative_ridge=1e-12)
     assert found.removed.tolist() == removed
     largest = max(costs, default=0.0)  # a cost far below it is what rounding left
-    assert found.costs.tolist() == pytest.approx(costs, rel=1e-5, abs=1e-12 * largest)
+    assert found.costs.tolist() == pytest.approx(costs, rel=1e-5, abs=1e-10 * largest)
 
 
 @given(seed=SEEDS, block=st.sampled_from([0, 1, 3, 100]), maps=st.sampled_from([1, 2]))
