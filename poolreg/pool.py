@@ -19,6 +19,7 @@ from poolreg.evaluation import ask as asking
 from poolreg.evaluation import sweep as sweeping
 from poolreg.evaluation.evaluate import Settings
 from poolreg.exchange import Exchange
+from poolreg.maintenance import Maintenance
 from poolreg.models import describe as describing
 from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
@@ -39,12 +40,11 @@ if TYPE_CHECKING:
     from poolreg.text.partitions import Added, PartitionCheck
     from poolreg.training.jobs import Job, Trained
     from poolreg.training.recipe import TrainingRecipe
-    from poolreg.verify import Verdict
 
 PathLike = str | Path
 
 
-class Pool(Analysis, Exchange):
+class Pool(Analysis, Exchange, Maintenance):
     """One pool in a folder. Open it with `Pool.open` or `Pool.create`; use as a context manager.
 
     Methods raise the errors of `poolreg.errors`. A pool may be used by several processes at
@@ -137,16 +137,6 @@ class Pool(Analysis, Exchange):
         """Return what a name, digest or expression stands for: see `poolreg.models.describe`."""
         return describing.describe(self.registry, text)
 
-    def verify(self, *, full: bool = False, progress: Progress = SILENT) -> Verdict:
-        """Check that everything that the pool names is there; `full` hashes it again."""
-        from poolreg.verify import verify
-
-        return verify(self.registry, full=full, progress=progress)
-
-    def remove(self, space: str, name: str) -> str:
-        """Tombstone a partition, model or evalset and return its digest; its data stays."""
-        return self.registry.remove(space, self._model(name) if space == "model" else name)
-
     # -- models ----------------------------------------------------------------------------
 
     def add_model(
@@ -182,7 +172,8 @@ class Pool(Analysis, Exchange):
 
     def model(self, name: str) -> dict[str, Any]:
         """Return one model with its files and runs."""
-        subject = Resolver(self.registry).model(self._model(name))
+        resolver = Resolver(self.registry)
+        subject = resolver.model(resolver.stored(name))
         return describing.model_facts(self.registry, subject)
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
@@ -202,30 +193,24 @@ class Pool(Analysis, Exchange):
         """Copy a stored model to a folder, byte for byte."""
         from poolreg.models.stored import export_model
 
-        export_model(self.registry, self._model(name), Path(out), force=force)
+        export_model(self.registry, self._stored(name), Path(out), force=force)
         return Path(out)
 
     def export_gguf(self, name: str, out: PathLike, *, force: bool = False) -> Path:
         """Write a stored model of the Llama kind as one GGUF file, for llama.cpp."""
         from poolreg.models.gguf import export_gguf
 
-        return export_gguf(self.registry, self._model(name), Path(out), force=force)
+        return export_gguf(self.registry, self._stored(name), Path(out), force=force)
 
     def diff(self, a: str, b: str, *, progress: Progress = SILENT) -> list[TensorDiff]:
         """Return the tensors that differ between two models, with norms."""
         from poolreg.models.diff import diff_models
 
         progress.start("comparing", 0, "tensors")
-        return diff_models(self.registry, self._model(a), self._model(b), progress=progress.advance)
+        return diff_models(self.registry, self._stored(a), self._stored(b), progress=progress.advance)
 
-    def _model(self, text: str) -> str:
-        subject = Resolver(self.registry).subject(text)
-        if len(subject.components) > 1:
-            raise NotFound(
-                f"{text!r} is a mixture, not one stored model",
-                hint="write it to a folder with: poolreg merge EXPR -o DIR",
-            )
-        return subject.digest
+    def _stored(self, text: str) -> str:
+        return Resolver(self.registry).stored(text)
 
     def unit_models(self, seed: str | None = None) -> list[str]:
         """Return the base units that have a model of a seed (default: the only one), as code/1."""

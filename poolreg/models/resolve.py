@@ -129,6 +129,16 @@ class Resolver:
         known = {**self.partitions, **self.models, **self.groups}
         return unknown_name("partition or model", text, known)
 
+    def stored(self, text: str) -> str:
+        """Return the digest of the one stored model that `text` means; raises `NotFound`."""
+        subject = self.subject(text)
+        if len(subject.components) > 1:
+            raise NotFound(
+                f"{text!r} is a mixture, not one stored model",
+                hint="write it to a folder with: poolreg merge EXPR -o DIR",
+            )
+        return subject.digest
+
     def model(self, digest: str) -> Subject:
         """Return a stored model as a subject."""
         row = self.registry.one("model_label", model=digest)

@@ -1,0 +1,1 @@
+"""Keeping a pool whole and small: verify and repair, garbage collection, compaction, reports."""
