@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from poolreg import faults
 from poolreg.errors import Locked, PoolregError, StorageError
 
 
@@ -57,11 +58,15 @@ def staged(target: Path, *, folder: Path | None = None, mode: int = 0o644) -> It
     with storage_errors(f"writing {target.name}"):
         try:
             with open(name, "xb") as file:
+                faults.step("file.open")
                 yield file
+                faults.step("file.write")
                 file.flush()
                 os.fsync(file.fileno())
             name.chmod(mode)
+            faults.step("file.replace")
             name.replace(target)
+            faults.step("file.replaced")
             sync_folder(target.parent)
         finally:
             name.unlink(missing_ok=True)
@@ -93,6 +98,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             for path in staging.iterdir():
                 sync_file(path)
             sync_folder(staging)
+            faults.step("folder.replace")
             if replace and target.exists():
                 shutil.rmtree(target)
             staging.rename(target)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poolreg.analysis import Analysis, listed
-from poolreg.errors import NotFound
 from poolreg.evaluation import ask as asking
 from poolreg.evaluation import sweep as sweeping
 from poolreg.evaluation.evaluate import Settings
@@ -207,7 +206,9 @@ class Pool(Analysis, Exchange, Maintenance):
         from poolreg.models.diff import diff_models
 
         progress.start("comparing", 0, "tensors")
-        return diff_models(self.registry, self._stored(a), self._stored(b), progress=progress.advance)
+        return diff_models(
+            self.registry, self._stored(a), self._stored(b), progress=progress.advance
+        )
 
     def _stored(self, text: str) -> str:
         return Resolver(self.registry).stored(text)

@@ -1,5 +1,5 @@
 -- The catalog's tables. They are a picture of the journal and can be rebuilt from it at any time,
--- so there are no migrations: change them freely and raise SCHEMA_VERSION in poolreg/store/catalog.py.
+-- so there are no migrations: change them freely and raise SCHEMA_VERSION in poolreg/store/indexing.py.
 -- Keys are single columns (look-ups are fast only on those); there are no foreign keys.
 
 CREATE TABLE catalog_info (schema_version INTEGER);

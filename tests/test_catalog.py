@@ -17,8 +17,7 @@ from poolreg.schema import statements
 
 from poolreg.canonical import canonical_json, digest_of, sha256
 from poolreg.errors import Damage, QueryError, StorageError, UnknownFormat
-from poolreg.store import catalog as module
-from poolreg.store import records, sandbox
+from poolreg.store import indexing, records, sandbox
 from poolreg.store.catalog import Catalog
 from poolreg.store.journal import Journal, Record
 from poolreg.store.registry import Registry
@@ -231,15 +230,21 @@ def test_indexing_in_steps_equals_indexing_at_once(
     catalog = empty_catalog(tmp_path_factory.mktemp("pool"))
     with duckdb.connect(":memory:") as in_steps, duckdb.connect(":memory:") as at_once:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_BATCH", batch)
-            catalog._index(in_steps, True)
+            patch.setattr(indexing, "_BATCH", batch)
+            journal = catalog._journal
+
+            def indexed(connection, *, from_scratch):
+                sizes = journal.segments()
+                indexing.index(connection, journal, sizes, from_scratch=from_scratch)
+
+            indexed(in_steps, from_scratch=True)
             for record, (segment, step) in zip(without_ties(written), steps, strict=False):
                 write(catalog._journal, segment, record)
                 if step:
-                    catalog._index(in_steps, False)
-            catalog._index(in_steps, False)
-            patch.setattr(module, "_BATCH", other_batch)
-            catalog._index(at_once, True)
+                    indexed(in_steps, from_scratch=False)
+            indexed(in_steps, from_scratch=False)
+            patch.setattr(indexing, "_BATCH", other_batch)
+            indexed(at_once, from_scratch=True)
         assert tables(in_steps) == tables(at_once)
 
 
@@ -313,10 +318,10 @@ class Counted:
         self.total = self.scratch = 0
         publish = Catalog._publish
 
-        def counted(catalog, *, from_scratch):
+        def counted(catalog, change, *, copied):
             self.total += 1
-            self.scratch += from_scratch
-            publish(catalog, from_scratch=from_scratch)
+            self.scratch += not copied
+            publish(catalog, change, copied=copied)
 
         monkeypatch.setattr(Catalog, "_publish", counted)
 
@@ -353,19 +358,60 @@ def test_a_torn_end_is_not_indexed_forever(registry, monkeypatch):
     assert (count.total, count.scratch) == (2, 1)
 
 
-def test_a_segment_that_shrinks_or_goes_is_taken_back(registry, monkeypatch):
+@pytest.mark.parametrize("left", [1, 0])
+def test_a_segment_that_has_lost_records_is_reported(registry, monkeypatch, left):
     add_names(registry, "a")
-    one = records.name("model", "b", digest("b")).line()
-    other = records.name("model", "c", digest("c")).line()
+    lines = [records.name("model", label, digest(label)).line() for label in ("b", "c")]
     segment = registry.journal.folder / "other.jsonl"
-    segment.write_bytes(one + other)
+    segment.write_bytes(b"".join(lines))
     assert set(registry.names("model")) == {"a", "b", "c"}
-    count = Counted(monkeypatch)
-    segment.write_bytes(one)
+    if left:
+        segment.write_bytes(lines[0])
+    else:
+        segment.unlink()
+    before = registry.catalog.path.read_bytes()
+    for opened in (registry, Registry.open(registry.root)):
+        with pytest.raises(Damage, match=r"journal/other\.jsonl is") as caught:
+            opened.names("model")
+        assert "verify --repair" in caught.value.hint
+        opened.close()
+    assert registry.catalog.path.read_bytes() == before
+    monkeypatch.setattr(indexing, "SCHEMA_VERSION", indexing.SCHEMA_VERSION + 1)
+    with pytest.raises(Damage):  # nor does another version of the schema forget it
+        registry.names("model")
+    registry.catalog.rebuild()
+    assert set(registry.names("model")) == ({"a", "b"} if left else {"a"})
+
+
+def test_a_torn_tail_that_is_taken_back_is_no_loss(registry):
+    add_names(registry, "a")
+    line = records.name("model", "b", digest("b")).line()
+    segment = registry.journal.folder / "other.jsonl"
+    segment.write_bytes(line + line[:50])
     assert set(registry.names("model")) == {"a", "b"}
-    segment.unlink()
-    assert set(registry.names("model")) == {"a"}
-    assert (count.total, count.scratch) == (2, 2)
+    segment.write_bytes(line)
+    assert set(registry.names("model")) == {"a", "b"}
+
+
+def test_a_catalog_equals_one_made_anew(registry):
+    assert registry.catalog.differences() == {}
+    add_names(registry, "a")
+    registry.names("model")
+    add_names(registry, "b")  # not indexed yet, which is no difference
+    assert registry.catalog.differences() == {}
+    registry.names("model")
+    registry.close()
+    with duckdb.connect(registry.catalog.path) as connection:
+        connection.execute("UPDATE names SET name = 'z' WHERE name = 'a'")
+        connection.execute("DELETE FROM names WHERE name = 'b'")
+        connection.execute("DROP TABLE trusts")
+    assert registry.catalog.differences() == {"names": (1, 2), "trusts": (0, 0)}
+    assert not list((registry.root / "tmp").iterdir())
+    data = registry.catalog.path.read_bytes()
+    registry.catalog.path.unlink()
+    registry.catalog.path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(Damage, match="cannot be read"):
+        registry.catalog.differences()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk", b"\0" * 100_000])
@@ -393,8 +439,8 @@ def test_another_schema_version_is_made_again(registry, monkeypatch):
     add_names(registry, "a")
     before = published(registry)
     count = Counted(monkeypatch)
-    for version in (module.SCHEMA_VERSION + 1, module.SCHEMA_VERSION):
-        monkeypatch.setattr(module, "SCHEMA_VERSION", version)
+    for version in (indexing.SCHEMA_VERSION + 1, indexing.SCHEMA_VERSION):
+        monkeypatch.setattr(indexing, "SCHEMA_VERSION", version)
         found = published(registry)
         assert found.pop("catalog_info") == [(version,)]
         assert found == {name: rows for name, rows in before.items() if name != "catalog_info"}
@@ -530,11 +576,11 @@ def test_a_full_disk_is_a_storage_error(registry, monkeypatch):
     registry.close()
     add_names(registry, "b")
 
-    def full(*_):
+    def full(*_, **__):
         raise duckdb.IOException("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "_index", full)
+        patch.setattr(indexing, "index", full)
         with pytest.raises(StorageError, match="No space left"):
             registry.catalog.refresh()
     assert not list((registry.root / "tmp").iterdir())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import logging
 import os
 import random
@@ -48,6 +47,7 @@ from poolreg.sharing.contents import STAYING
 from poolreg.sharing.pull import Pulled
 from poolreg.sharing.push import Pushed
 from poolreg.store.journal import Journal, Record
+from poolreg.store.marker import write_marker
 
 REPO = "someone/pool"
 DEADLINE = 120.0  # seconds after which a child that should go on is taken for hung
@@ -680,9 +680,7 @@ def diverged(tmp_path_factory) -> tuple[Path, Path, Path]:
 
 def change_id(root: Path, name: str) -> None:
     """Let a copy be a pool of its own, as one that was pulled would be."""
-    known = json.loads((root / "FORMAT").read_text())
-    known["id"] = str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
-    (root / "FORMAT").write_text(json.dumps(known))
+    write_marker(root, str(uuid.uuid5(uuid.NAMESPACE_DNS, name)))
 
 
 def copies(diverged: tuple[Path, Path, Path], folder: Path) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ from poolreg.schema import statements
 
 import poolreg
 from poolreg import Pool
-from poolreg.errors import Conflict, NoPool, NotFound, QueryError, UnknownFormat, UsageError
+from poolreg.errors import Conflict, Damage, NoPool, NotFound, QueryError, UnknownFormat, UsageError
 from poolreg.evaluation.evaluate import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,12 +58,17 @@ def test_a_pool_is_not_made_over_anything(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "nonsense", '{"format": 2, "id": "x"}', '{"format": true, "id": "x"}']
+    ("text", "error"),
+    [
+        *((text, Damage) for text in ("", "{}", "[]", "nonsense")),
+        ('{"format": 2, "id": "x"}', UnknownFormat),
+        ('{"format": true, "id": "x"}', UnknownFormat),
+    ],
 )
-def test_a_format_of_another_time(text, tmp_path):
+def test_a_format_of_another_time(text, error, tmp_path):
     Pool.create(tmp_path / "pool").close()
     (tmp_path / "pool" / "FORMAT").write_text(text)
-    with pytest.raises(UnknownFormat):
+    with pytest.raises(error):
         Pool.open(tmp_path / "pool")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from poolreg.errors import (
     Conflict,
+    Damage,
     NameRefused,
     NoPool,
     NotFound,
@@ -19,8 +20,7 @@ from poolreg.errors import (
     UnknownFormat,
     UsageError,
 )
-from poolreg.store import records
-from poolreg.store import registry as module
+from poolreg.store import marker, records
 from poolreg.store.registry import Registry
 from poolreg.text import partitions as data
 
@@ -78,7 +78,7 @@ def evalset_record(digest: str) -> records.Record:
 def test_create_makes_a_pool_that_opens_again(tmp_path):
     Registry.create(tmp_path / "deep" / "pool").close()
     fields = json.loads((tmp_path / "deep" / "pool" / "FORMAT").read_text())
-    assert fields["format"] == module.FORMAT
+    assert fields["format"] == marker.VERSION
     opened = Registry.open(tmp_path / "deep" / "pool")
     assert opened.names("partition") == {}
     opened.close()
@@ -118,7 +118,7 @@ def test_interrupted_create_is_no_pool_and_can_be_repeated(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(module, "staged", full)
+        broken.setattr(marker, "staged", full)
         with pytest.raises(StorageError):
             Registry.create(root)
     assert sorted(path.name for path in root.iterdir()) == ["journal", "locks", "objects", "tmp"]
@@ -129,7 +129,7 @@ def test_interrupted_create_is_no_pool_and_can_be_repeated(tmp_path, monkeypatch
         killed.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(StorageError):
             Registry.create(root)
-    assert [path.read_bytes()[:12] for path in (root / "tmp").iterdir()] == [b'{"format":1,']
+    assert [path.read_bytes()[:10] for path in (root / "tmp").iterdir()] == [b'{"crc32":"']
     Registry.create(root).close()
     Registry.open(root).close()
 
@@ -140,18 +140,18 @@ def test_interrupted_create_is_no_pool_and_can_be_repeated(tmp_path, monkeypatch
 )
 def test_open_refuses_a_format_file_that_is_none(registry, text):
     (registry.root / "FORMAT").write_text(text)
-    with pytest.raises(UnknownFormat, match="is not the FORMAT file of a pool"):
+    with pytest.raises(Damage, match="is not the FORMAT file of a pool"):
         Registry.open(registry.root)
 
 
 def test_open_refuses_bytes_and_giant_format_files(registry):
     for content in (b"\xff\xfe\x00", b'{"format": 1, "id": "' + b"x" * 5000 + b'"}'):
         (registry.root / "FORMAT").write_bytes(content)
-        with pytest.raises(UnknownFormat):
+        with pytest.raises(Damage):
             Registry.open(registry.root)
 
 
-@pytest.mark.parametrize("version", [module.FORMAT + 1, 0, "1", True, None, [1]])
+@pytest.mark.parametrize("version", [marker.VERSION + 1, 0, "1", True, None, [1]])
 def test_open_refuses_another_format(registry, version):
     (registry.root / "FORMAT").write_text(json.dumps({"format": version, "id": "x"}))
     with pytest.raises(UnknownFormat, match="this poolreg reads format 1"):

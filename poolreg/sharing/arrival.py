@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from poolreg import faults
 from poolreg.errors import NotFound, Refused, StorageError
 from poolreg.files import storage_errors
 from poolreg.progress import Progress
@@ -152,6 +153,7 @@ class Arrival:
 
     def _fetch(self, path: str, digest: str, part: Path, tell: Callable[[int], None]) -> None:
         part.unlink(missing_ok=True)
+        faults.step("pull.fetch")
         self.place.fetch(path, part, progress=tell)
         with storage_errors(f"reading {part.name}"), open(part, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from poolreg.errors import NotFound, PoolregError, QueryError, Refused, UnknownF
 from poolreg.sharing.places import Place
 from poolreg.sharing.tables import FOLDER, NAMES, VERSION_KEY, table_path
 from poolreg.sharing.where import place_at
-from poolreg.store.catalog import SCHEMA_VERSION
+from poolreg.store.indexing import SCHEMA_VERSION
 from poolreg.store.sandbox import Table, query_parquet
 
 _END = 1 << 16  # bytes read at once from a file's end; a file that is not larger is read whole

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from poolreg import faults
 from poolreg.canonical import digest_of
 from poolreg.errors import PoolregError, Refused, StorageError
 from poolreg.files import lock
@@ -70,7 +71,10 @@ def pull(
     Raises `Refused` for whatever cannot be trusted, `NotFound` for a place without a pool or a
     model that it does not hold, `Locked` while another pull runs. The pool is unchanged then.
     """
-    with lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to pull into it"):
+    sharing = lock(
+        registry.root / "locks" / "sharing", timeout=0.0, what="this pool to pull into it"
+    )
+    with sharing, registry.writing():  # nothing that was found here is collected meanwhile
         key = digest_of([place.url, place.repo_type])
         staging = registry.root / "tmp" / f"incoming-{key[:12]}"
         arrival = Arrival(place, place.look(), registry.objects, staging)
@@ -123,11 +127,10 @@ def _pull(
         len(left - unasked), taken.clashes, taken.moved,
     )  # fmt: skip
     if count or came:
-        with registry.writing():
-            if certain and registry.journal.segments() != segments:
-                return None
-            coded = [model for model in chosen if goods.bring_code(model)]
-            _publish(registry, arrival, new, done, left=sorted(left), coded=coded)
+        if certain and registry.journal.segments() != segments:
+            return None
+        coded = [model for model in chosen if goods.bring_code(model)]
+        _publish(registry, arrival, new, done, left=sorted(left), coded=coded)
         registry.catalog.refresh()
     return done
 
@@ -174,10 +177,14 @@ def _publish(
     coded: Sequence[str],
 ) -> None:  # fmt: skip
     """Make what arrived part of the pool: objects first, then all records at once."""
+    faults.step("pull.publish")
     for digest, path in arrival.objects.staged():
+        faults.step("pull.object")
         registry.objects.take(path, digest)
+    faults.step("pull.records")
     if done.records:
         registry.journal.adopt(new)
+    faults.step("pull.note")
     place = arrival.place
     said = records.transfer(
         "pull", place.url, version=done.version, records=done.records, objects=done.objects,

@@ -102,7 +102,8 @@ def push(
     """
     sending = sending or Sending()
     origin = origin or f"pool-{registry.id[:6]}"
-    with lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to share it"):
+    sharing = lock(registry.root / "locks" / "sharing", timeout=0.0, what="this pool to share it")
+    with sharing, registry.writing():  # nothing that was looked at is collected meanwhile
         tried: list[Pushed] = []
         silent = False
         for _ in range(ATTEMPTS):
@@ -136,7 +137,7 @@ def bundle(
 
     Raises `Conflict` for a file that exists, unless `force`.
     """
-    with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as folder:
+    with registry.writing(), tempfile.TemporaryDirectory(dir=registry.root / "tmp") as folder:
         marker = Path(folder) / MARKER
         marker.write_bytes(MARK)
         load = _load(

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from poolreg.errors import StorageError
 from poolreg.files import storage_errors
 from poolreg.schema import script
-from poolreg.store.catalog import SCHEMA_VERSION, Catalog
+from poolreg.store.catalog import Catalog
+from poolreg.store.indexing import SCHEMA_VERSION
 
 FOLDER = "tables"
 VIEWS = ("scores", "task_results", "proxy_pairs", "variant_list", "lineage", "model_labels")

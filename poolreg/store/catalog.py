@@ -4,6 +4,9 @@
 inserts the new journal lines in one transaction together with how far it read, closes, flushes
 and renames. Readers open the published file read-only and are never blocked. A missing,
 damaged or differently versioned catalog is rebuilt from the journal; nothing is lost with it.
+
+It is a witness, too: a segment that it has read and that is shorter now, or gone, has lost
+records, and that is reported instead of forgotten.
 """
 
 from __future__ import annotations
@@ -17,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from poolreg import faults
 from poolreg.errors import Damage, QueryError, StorageError
 from poolreg.files import lock, storage_errors, sync_folder
 from poolreg.schema import statements
-from poolreg.store.journal import Journal, Record
-from poolreg.store.records import KINDS, Kind, Row, rows
-from poolreg.store.sandbox import Table, connect, create_schema, fetch, read_only, run_sandboxed
+from poolreg.store import indexing
+from poolreg.store.journal import Journal
+from poolreg.store.records import Row
+from poolreg.store.sandbox import Table, attach, connect, fetch, read_only, run_sandboxed
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SCHEMA_VERSION = 5
-_BATCH = 50_000  # records; bounds the memory of indexing
 
 # Connections of a parent process: in a forked child even closing one would hang.
 _inherited: list[duckdb.DuckDBPyConnection] = []
@@ -44,6 +46,7 @@ class Catalog:
         self._journal = journal
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._seen: dict[str, int] | None = None  # segment sizes that the connection shows
+        self._indexed: dict[str, int] = {}  # how much of each segment is in the published file
         self._opened: tuple[int, int, int] | None = None  # identity of the file that it shows
         self._pid = 0
 
@@ -57,7 +60,10 @@ class Catalog:
         self._connection = self._seen = None
 
     def refresh(self) -> None:
-        """Bring the catalog up to date with the journal; cheap when nothing is new."""
+        """Bring the catalog up to date with the journal; cheap when nothing is new.
+
+        Raises `Damage` where the journal has lost what the catalog had read.
+        """
         segments = self._journal.segments()
         if self._seen == segments and self._pid == os.getpid():
             return
@@ -67,8 +73,63 @@ class Catalog:
             known = self._known_segments()
             # A connection left open would go on showing the file that is about to be replaced.
             self.close()
+            self._check_nothing_is_lost()
             if known is None or known != self._journal.segments():
-                self._rebuild(from_scratch=known is None)
+                self._index(from_scratch=known is None)
+
+    def rebuild(self) -> None:
+        """Make the catalog anew from the journal as it is, whatever the present one had read."""
+        with lock(self._lock, what="the catalog"):
+            self.close()
+            self._index(from_scratch=True)
+
+    def supersede(self, old: Mapping[str, int], name: str, size: int) -> None:
+        """Delete `old` segments, whose records all stand in segment `name` now, and go on.
+
+        Killed in between, the old ones are still there or known to be superseded.
+        """
+        with lock(self._lock, what="the catalog"):
+            known = self._known_segments() or {}
+            self.close()
+            if all(known.get(segment) == seen for segment, seen in old.items()):
+                self._publish(
+                    lambda connection: indexing.supersede(connection, old, name, size), copied=True
+                )
+            else:
+                self.path.unlink(missing_ok=True)  # it would miss what is deleted now
+            self._journal.drop(old)
+
+    def differences(self) -> dict[str, tuple[int, int]]:
+        """Compare the published file, as it is, with one made anew from what it says it has read.
+
+        Returns the tables that differ, each with the number of rows that only the published and
+        only the new one has; nothing for a missing or older catalog, which the next command makes
+        anew. Raises `Damage` if it cannot be read or has read what is gone.
+        """
+        fresh = self._staging / f"catalog.{os.getpid()}.check"
+        if not self.path.is_file():
+            return {}
+        try:
+            with lock(self._lock, what="the catalog"):
+                self.close()
+                with contextlib.closing(read_only(self.path)) as reader:
+                    if reader.execute("FROM catalog_info").fetchone() != (indexing.SCHEMA_VERSION,):
+                        return {}
+                    known = self._read_segments(reader)
+                self._check_nothing_is_lost()
+                with contextlib.closing(connect(fresh)) as connection:
+                    indexing.index(connection, self._journal, known, from_scratch=True)
+            with contextlib.closing(read_only(self.path)) as connection:
+                attach(connection, fresh, "fresh")
+                return indexing.differences(connection, "pool", "fresh")
+        except duckdb.Error as error:
+            raise Damage(
+                f"the catalog cannot be read: {error}",
+                hint="make it anew: poolreg verify --repair, or delete catalog.duckdb",
+            ) from error
+        finally:
+            for leftover in (fresh, fresh.with_name(fresh.name + ".wal")):
+                leftover.unlink(missing_ok=True)
 
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""
@@ -119,7 +180,7 @@ class Catalog:
                 raise
         self.close()
         with lock(self._lock, what="the catalog"):
-            self._rebuild(from_scratch=True)
+            self._index(from_scratch=True)
         return query()
 
     def _reader(self) -> duckdb.DuckDBPyConnection:
@@ -134,17 +195,18 @@ class Catalog:
 
     def _known_segments(self) -> dict[str, int] | None:
         """Return the segment sizes that the catalog has seen, or None if it is unusable."""
+        self._indexed = {}
         if not self.path.is_file():
             return None
         if not self._shows_published():
             self.close()
         try:
             reader = self._reader()
+            known = self._read_segments(reader)
             if self._seen is None:
-                if reader.execute("FROM catalog_info").fetchone() != (SCHEMA_VERSION,):
+                if reader.execute("FROM catalog_info").fetchone() != (indexing.SCHEMA_VERSION,):
                     return None
-                rows = reader.execute("SELECT segment, seen_bytes FROM journal_segments").fetchall()
-                self._seen = dict(rows)
+                self._seen = known
         except duckdb.Error:
             # Not a catalog of ours, or damaged: it is derived, so it is simply made again.
             return None
@@ -152,6 +214,12 @@ class Catalog:
         if any(segments.get(name, -1) < size for name, size in self._seen.items()):
             return None
         return dict(self._seen)
+
+    def _read_segments(self, reader: duckdb.DuckDBPyConnection) -> dict[str, int]:
+        """Return the segment sizes that a catalog has seen, noting how much of them it holds."""
+        rows = reader.execute("FROM journal_segments").fetchall()
+        self._indexed = {segment: indexed for segment, indexed, _ in rows}
+        return {segment: seen for segment, _, seen in rows}
 
     def _shows_published(self) -> bool:
         """Tell whether the open connection shows the file that is published now.
@@ -162,20 +230,42 @@ class Catalog:
             return False
         return self._opened == _identity(self.path)
 
-    def _rebuild(self, *, from_scratch: bool) -> None:
+    def _check_nothing_is_lost(self) -> None:
+        """Raise `Damage` if a segment lacks what the catalog, looked at last, had read of it."""
+        segments = self._journal.segments()
+        for name, size in self._indexed.items():
+            if size > segments.get(name, 0):
+                what = "is shorter than it was" if name in segments else "is gone"
+                raise Damage(
+                    f"the journal has lost records: journal/{name} {what} "
+                    f"({segments.get(name, 0):,} of {size:,} bytes)",
+                    hint="restore it from a copy of the pool; or go on without what it held: "
+                    "poolreg verify --repair",
+                    segment=name,
+                )
+
+    def _index(self, *, from_scratch: bool) -> None:
         try:
-            self._publish(from_scratch=from_scratch)
+            self._publish(
+                lambda connection: indexing.index(
+                    connection, self._journal, self._journal.segments(), from_scratch=from_scratch
+                ),
+                copied=not from_scratch,
+            )
         except duckdb.Error as error:
             if not from_scratch:
                 # The file to build upon is damaged; it is derived, so it is simply made again.
-                self._rebuild(from_scratch=True)
+                self._index(from_scratch=True)
                 return
             raise StorageError(
                 f"indexing the catalog: {error}",
                 hint="check the disk and its free space; the journal holds everything",
             ) from error
 
-    def _publish(self, *, from_scratch: bool) -> None:
+    def _publish(
+        self, change: Callable[[duckdb.DuckDBPyConnection], None], *, copied: bool
+    ) -> None:
+        """Change a copy of the published file, or an empty one, and put it in its place."""
         # One name is enough under the lock, and what a killed process left is not built upon.
         staging = self._staging / "catalog.tmp"
         leftovers = (staging, self._staging / "catalog.tmp.wal")
@@ -183,119 +273,20 @@ class Catalog:
             try:
                 for leftover in leftovers:
                     leftover.unlink(missing_ok=True)
-                if not from_scratch:
+                faults.step("index.copy")
+                if copied:
                     shutil.copyfile(self.path, staging)
                 with contextlib.closing(connect(staging)) as connection:
-                    self._index(connection, from_scratch)
+                    change(connection)
                 with open(staging, "rb") as file:
                     os.fsync(file.fileno())
+                faults.step("index.replace")
                 staging.replace(self.path)
+                faults.step("index.replaced")
                 sync_folder(self.path.parent)
             finally:
                 for leftover in leftovers:
                     leftover.unlink(missing_ok=True)
-
-    def _index(self, connection: duckdb.DuckDBPyConnection, from_scratch: bool) -> None:
-        connection.execute("BEGIN")
-        if from_scratch:
-            create_schema(connection)
-            connection.execute("INSERT INTO catalog_info VALUES (?)", [SCHEMA_VERSION])
-        known = dict(
-            connection.execute("SELECT segment, indexed_bytes FROM journal_segments").fetchall()
-        )
-        loader = _Loader(connection)
-        for segment, size in self._journal.segments().items():
-            offset = known.get(segment, 0)
-            for record, after in self._journal.read(segment, offset, size):
-                loader.add(record)
-                offset = after
-            connection.execute(
-                "INSERT OR REPLACE INTO journal_segments VALUES (?, ?, ?)", [segment, offset, size]
-            )
-        loader.flush()
-        for settling in statements("settle.sql").values():
-            connection.execute(settling.sql)
-        connection.execute("COMMIT")
-        connection.execute("CHECKPOINT")
-
-
-class _Loader:
-    """Collects records and inserts their rows in batches.
-
-    Of two records with one id the earlier counts, whichever is read first, so that indexing in
-    steps gives the same tables as indexing at once.
-    """
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.connection = connection
-        self.pending: dict[str, dict[str, Record]] = {}
-        self.objects: list[Row] = []
-        self.count = 0
-
-    def add(self, record: Record) -> None:
-        """Take one record; of a kind that this version does not know, only its objects."""
-        for digest, size in record.objects.items():
-            self.objects.append({"digest": digest, "bytes": size, "kind": record.kind})
-        if record.kind not in KINDS:
-            return
-        of_kind = self.pending.setdefault(record.kind, {})
-        here = of_kind.get(record.id)
-        if here is None or record.at < here.at:
-            of_kind[record.id] = record
-        self.count += 1
-        if self.count % _BATCH == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        """Insert what is pending."""
-        tables = {"objects": self.objects} if self.objects else {}
-        for kind, records in self.pending.items():
-            for record in self._unknown(KINDS[kind], records):
-                for table, row in rows(record):
-                    tables.setdefault(table, []).append(row)
-        self.pending, self.objects = {}, []
-        for table, found in tables.items():
-            self._insert(table, found)
-
-    def _unknown(self, kind: Kind, records: dict[str, Record]) -> list[Record]:
-        """Return the records that are new; those that turn out earlier replace what is there."""
-        statement = f"SELECT {kind.key}, strftime(added, '%Y-%m-%dT%H:%M:%S.%fZ') FROM {kind.table} WHERE {kind.key} IN (SELECT unnest(?))"  # noqa: E501, S608
-        present = dict(self.connection.execute(statement, [list(records)]).fetchall())
-        earlier = [key for key, added in present.items() if records[key].at < added]
-        if earlier:
-            for table, column in ((kind.table, kind.key), *kind.parts):
-                delete = f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?))"  # noqa: S608
-                self.connection.execute(delete, [earlier])
-        return [r for key, r in records.items() if key not in present or key in earlier]
-
-    def _insert(self, table: str, found: list[Row]) -> None:
-        # Imported here: a reading command that finds nothing new needs no Arrow.
-        import pyarrow as pa
-
-        shape = self.connection.table(table).limit(0).to_arrow_table().schema
-        text = {pa.timestamp("us"): pa.string()}
-        fields = [
-            (field.name, text.get(field.type, field.type))
-            for field in shape
-            if field.name in found[0]
-        ]
-        whole = [name for name, kind in fields if pa.types.is_integer(kind)]
-        special = statements("insert.sql").get(table)
-        sql = special.sql if special else f"INSERT INTO {table} BY NAME FROM batch"
-        try:
-            if any(type(row[name]) is float for row in found for name in whole):
-                raise OverflowError("a fraction where a whole number belongs")  # Arrow would cut it
-            self.connection.register("batch", pa.Table.from_pylist(found, schema=pa.schema(fields)))
-            self.connection.execute(sql)
-        except (
-            pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError,
-            duckdb.DataError, duckdb.IntegrityError,
-        ) as error:  # fmt: skip
-            raise Damage(
-                f"a record for {table} has a field of the wrong type: {error}",
-                hint="remove the segment that was not written by poolreg from journal/",
-            ) from error
-        self.connection.unregister("batch")
 
 
 def _is_damage(error: BaseException | None) -> bool:

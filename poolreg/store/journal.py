@@ -17,12 +17,13 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from poolreg import faults
 from poolreg.canonical import canonical_json
 from poolreg.errors import Damage, Refused, UnknownFormat
 from poolreg.files import storage_errors, sync_folder
@@ -79,10 +80,12 @@ class Journal:
             self._write(b"".join(lines))
 
     def _write(self, data: bytes) -> None:
-        # A forked child must not append to its parent's segment.
-        if self._segment is None or self._pid != os.getpid():
+        # A forked child must not append to its parent's segment, and nobody to one that was
+        # compacted into another.
+        if self._segment is None or self._pid != os.getpid() or not self._segment.exists():
             self._segment, self._pid = self.folder / _fresh_name(), os.getpid()
         created = not self._segment.exists()
+        faults.step("journal.open")
         descriptor = os.open(
             self._segment, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
@@ -103,16 +106,31 @@ class Journal:
     def _write_all(descriptor: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
+            faults.step("journal.write")
             view = view[os.write(descriptor, view) :]
+        faults.step("journal.flush")
         os.fsync(descriptor)
+        faults.step("journal.flushed")
 
-    def adopt(self, file: Path) -> None:
+    def adopt(self, file: Path) -> str:
         """Make a finished file of lines a segment of its own: all of its records, or none.
 
-        `file` is on the journal's file system and flushed.
+        `file` is on the journal's file system and flushed. Returns the segment's name.
         """
+        name = _fresh_name()
         with storage_errors("writing the journal"):
-            file.rename(self.folder / _fresh_name())
+            faults.step("journal.adopt")
+            file.rename(self.folder / name)
+            faults.step("journal.adopted")
+            sync_folder(self.folder)
+        return name
+
+    def drop(self, segments: Iterable[str]) -> None:
+        """Delete segments whose records all stand in another."""
+        with storage_errors("deleting compacted segments"):
+            for name in segments:
+                faults.step("journal.drop")
+                (self.folder / name).unlink()
             sync_folder(self.folder)
 
     def segments(self) -> dict[str, int]:
@@ -138,18 +156,24 @@ class Journal:
         Raises `Damage` for a bad line that is not the torn end, `UnknownFormat` for records of a
         newer version.
         """
+        for offset, line in self.lines(segment, start, stop):
+            if not line.endswith(b"\n"):
+                if len(line) == MAX_LINE:
+                    raise _damage(segment, offset, "a line is longer than 64 MiB")
+                return
+            yield parse(line, segment, offset), offset + len(line)
+
+    def lines(self, segment: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the raw lines between two byte offsets, each with its own offset.
+
+        One that does not end with a line feed is torn, or the beginning of one that is too long.
+        """
         offset = start
         with storage_errors("reading the journal"), open(self.folder / segment, "rb") as file:
             file.seek(start)
-            while offset < stop:
-                line = file.readline(MAX_LINE)
-                if not line.endswith(b"\n"):
-                    if len(line) == MAX_LINE:
-                        raise _damage(segment, offset, "a line is longer than 64 MiB")
-                    return
-                record = _parse(line, segment, offset)
+            while offset < stop and (line := file.readline(MAX_LINE)):
+                yield offset, line
                 offset += len(line)
-                yield record, offset
 
 
 def _fresh_name() -> str:
@@ -170,7 +194,8 @@ def _damage(segment: str, offset: int, why: str) -> Damage:
     )
 
 
-def _parse(line: bytes, segment: str, offset: int) -> Record:
+def parse(line: bytes, segment: str, offset: int) -> Record:
+    """Return the record of a line; raises `Damage` for a bad one and `UnknownFormat`."""
     crc, _, data = line[:-1].partition(b" ")
     if b"%08x" % binascii.crc32(data) != crc:
         raise _damage(segment, offset, "a line does not match its checksum")

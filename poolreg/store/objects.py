@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from poolreg import faults
 from poolreg.canonical import is_digest, sha256
 from poolreg.errors import Damage, NotFound
 from poolreg.files import staged, storage_errors, sync_folder
@@ -131,7 +132,9 @@ class ObjectStore:
         # What has another size was cut off, and is mended.
         if not target.is_file() or target.stat().st_size != temporary.stat().st_size:
             temporary.chmod(0o444)
+            faults.step("object.place")
             temporary.replace(target)
+            faults.step("object.placed")
             sync_folder(target.parent)
 
 
@@ -143,9 +146,11 @@ def _copy(source: Path, target: Path, progress: Callable[[int], None] | None) ->
             chunk = buffer[:count]
             hasher.update(chunk)
             while chunk:
+                faults.step("object.write")
                 chunk = chunk[writer.write(chunk) :]
             if progress:
                 progress(count)
+        faults.step("object.flush")
         os.fsync(writer.fileno())
     return hasher.hexdigest()
 

@@ -4,7 +4,7 @@ The invariant is kept here: objects are on the disk before the journal record th
 so a crash leaves garbage and never a dangling name. Names and digests are resolved here too.
 
     pool/
-      FORMAT            {"format": 1, "id": uuid}
+      FORMAT            the marker: format and identity
       objects/          immutable bytes, named by their sha256
       journal/          append-only records, one segment a writer
       catalog.duckdb    derived from the journal; safe to delete
@@ -15,24 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 import unicodedata
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from poolreg.canonical import canonical_json
-from poolreg.errors import Conflict, NoPool, NotFound, UnknownFormat, UsageError
-from poolreg.files import lock, read_capped, staged, storage_errors
+from poolreg.errors import Conflict, NoPool, NotFound, UsageError
+from poolreg.files import lock, storage_errors
 from poolreg.mixture import check_name
 from poolreg.store import records
 from poolreg.store.catalog import Catalog
 from poolreg.store.journal import Journal, Record
+from poolreg.store.marker import read_marker, write_marker
 from poolreg.store.objects import ObjectStore
 
-FORMAT = 1
 _PASSING = ("locks", "tmp")
 _FOLDERS = ("objects", "journal", *_PASSING)
 _SHORTEST_PREFIX = 6
@@ -49,6 +47,7 @@ class Registry:
         self.objects = ObjectStore(root / "objects", root / "tmp")
         self.journal = Journal(root / "journal")
         self.catalog = Catalog(root, self.journal)
+        self._writers = root / "locks" / "writers"
 
     @classmethod
     def create(cls, root: Path) -> Registry:
@@ -69,29 +68,13 @@ class Registry:
             for name in _FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
             # Last: only a folder with FORMAT is a pool.
-            with staged(root / "FORMAT", folder=root / "tmp") as file:
-                file.write(canonical_json({"format": FORMAT, "id": str(uuid.uuid4())}))
+            write_marker(root)
         return cls.open(root)
 
     @classmethod
     def open(cls, root: Path) -> Registry:
-        """Open the pool in `root`; raises `NoPool` or `UnknownFormat`."""
-        path = root / "FORMAT"
-        if not path.is_file():
-            raise NoPool(f"no pool in {root}", hint="make one with: poolreg init DIR")
-        try:
-            fields = json.loads(read_capped(path, 4096, error=UnknownFormat, what="FORMAT"))
-            version, _ = fields["format"], str(fields["id"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UnknownFormat(
-                f"{path} is not the FORMAT file of a pool",
-                hint="restore it from a copy of the pool",
-            ) from error
-        if version != FORMAT or isinstance(version, bool):
-            raise UnknownFormat(
-                f"the pool {root} has format {version!r}; this poolreg reads format {FORMAT}",
-                hint="install a newer poolreg",
-            )
+        """Open the pool in `root`; raises `NoPool`, `UnknownFormat` or `Damage`."""
+        read_marker(root)
         with storage_errors(f"opening the pool {root}"):
             for name in _PASSING:  # a copy of a pool may lack what was empty
                 (root / name).mkdir(exist_ok=True)
@@ -121,8 +104,7 @@ class Registry:
     @property
     def id(self) -> str:
         """The pool's identity, made when the pool was; a copy has the same."""
-        data = read_capped(self.root / "FORMAT", 4096, error=NoPool, what="FORMAT")
-        return str(json.loads(data)["id"])
+        return read_marker(self.root)
 
     def close(self) -> None:
         """Close the catalog's connection."""
@@ -131,7 +113,24 @@ class Registry:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the writers' lock (shared) from the first object to the record that names it."""
-        with lock(self.root / "locks" / "writers", shared=True, what="the pool"):
+        with lock(self._writers, shared=True, what="the pool"):
+            yield
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Keep collection and compaction away while a long reading goes on.
+
+        A pool that cannot be written to is steady as it is.
+        """
+        with contextlib.ExitStack() as stack:
+            if os.access(self._writers.parent, os.W_OK):
+                stack.enter_context(self.writing())
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, *, timeout: float | None = 10.0) -> Iterator[None]:
+        """Keep all writers away, for what deletes files; raises `Locked`."""
+        with lock(self._writers, timeout=timeout, what="the pool: nothing may write to it now"):
             yield
 
     def put_json(self, value: Any, objects: dict[str, int]) -> str:
@@ -146,7 +145,8 @@ class Registry:
 
     def record(self, *new: Record) -> None:
         """Append records to the journal; returns when they are on the disk."""
-        self.journal.append(new)
+        with self.writing():
+            self.journal.append(new)
 
     def select(self, lookup: str, **parameters: Any) -> list[dict[str, Any]]:
         """Run a named look-up over an up-to-date catalog."""

@@ -141,11 +141,26 @@ def read_only(path: Path) -> duckdb.DuckDBPyConnection:
     after it was replaced; attaching to a database in memory of our own avoids that.
     """
     connection = connect(":memory:")
-    place = str(path).replace("'", "''")
     connection.execute("SET python_enable_replacements = false")
-    connection.execute(f"ATTACH '{place}' AS pool (READ_ONLY)")
+    attach(connection, path, "pool")
     connection.execute("USE pool")
     return connection
+
+
+def peek(path: Path, sql: str) -> Table:
+    """Run a statement over a catalog's file as it is, which mends nothing; raises `QueryError`."""
+    try:
+        connection = read_only(path)
+    except duckdb.Error as error:
+        raise _query_error(error) from error
+    with contextlib.closing(connection):
+        return fetch(connection, sql, ())
+
+
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
+    """Attach a catalog's file for reading, under a name that needs no quotes."""
+    place = str(path).replace("'", "''")
+    connection.execute(f"ATTACH '{place}' AS {name} (READ_ONLY)")
 
 
 def create_schema(connection: duckdb.DuckDBPyConnection) -> None:
