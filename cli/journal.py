@@ -24,7 +24,10 @@ def journal() -> None:
 @in_pool
 @formatted
 def ls(pool: Pool, form: str) -> None:
-    """List the segments, oldest first; each process that writes leaves one."""
+    """List the segments, oldest first.
+
+    Each process that writes leaves one.
+    """
     show(pool.segments(), form, SEGMENTS, names="segment")
 
 

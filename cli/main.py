@@ -52,7 +52,16 @@ COMMANDS = {
         "sql": "sql:sql",
     },
     "Sharing": {"push": "push:push", "pull": "pull:pull", "bundle": "bundle:bundle"},
-    "Upkeep": {"verify": "verify:verify"},
+    "Upkeep": {
+        "rm": "rm:rm",
+        "restore": "restore:restore",
+        "gc": "gc:gc",
+        "verify": "verify:verify",
+        "journal": "journal:journal",
+        "log": "history:log",
+        "stats": "stats:stats",
+        "doctor": "doctor:doctor",
+    },
 }
 _PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
 

@@ -14,7 +14,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 
 def complete(*spaces: str) -> Completer:
-    """Return a completer for names of these spaces: partition, model, evalset or query.
+    """Return a completer for names of these spaces: partition, model, evalset, query or removed.
 
     In an expression the last name is completed; without a pool there is nothing to offer.
     """
@@ -36,6 +36,8 @@ def _known(ctx: click.Context, spaces: tuple[str, ...]) -> set[str]:
     if spaces == ("query",):
         return {query.name for query in Pool.queries()}
     with Pool.open(pool_folder(ctx)) as pool:
+        if spaces == ("removed",):
+            return {thing.name or thing.digest[:12] for thing in pool.removed()}
         return {name for space in spaces for name in pool.registry.names(space)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -189,3 +190,28 @@ def size_range(value: str) -> tuple[int, int]:
     if match is None:
         raise click.BadParameter(f"{value!r} is not a range of sizes; write 2 or 1-3")
     return int(match[1]), int(match[2] or match[1])
+
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def span(value: str) -> timedelta:
+    """Return a length of time such as 14d, 12h, 30min or 0."""
+    match = re.fullmatch(r"(0|[0-9]{1,6}(?:\.[0-9]{1,6})?) *(s|m|min|h|d|w|)", value.lower())
+    if match is None or (not match[2] and match[1] != "0"):
+        raise click.BadParameter(f"{value!r} is not a length of time; write 14d, 12h or 30min")
+    return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+
+
+def moment(value: str) -> datetime:
+    """Return a time in UTC: a date, a date with a time (UTC unless it says), or how long ago."""
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - span(value)
+        except (click.BadParameter, OverflowError):
+            raise click.BadParameter(
+                f"{value!r} is not a time; write 2026-03-01, 2026-03-01T12:00 or 7d"
+            ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

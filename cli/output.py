@@ -113,11 +113,13 @@ def _emit(lines: str) -> None:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the key in the rows, the title, and how a value is written."""
+    """One column of a table: the key in the rows, the title, how a value is written, and whether
+    it is never folded, as numbers are not."""
 
     key: str
     title: str = ""
     write: Callable[[Any], str] = text
+    whole: bool = False
 
 
 def show(
@@ -171,7 +173,10 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
         number = all(type(row[column.key]) in _NUMBERS for row in rows)
         title = Text(clean(column.title or column.key.replace("_", " ")))
         table.add_column(
-            title, justify="right" if number else "left", no_wrap=number, overflow="fold"
+            title,
+            justify="right" if number else "left",
+            no_wrap=number or column.whole,
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(Text(clean(column.write(row[column.key]))) for column in columns))

@@ -60,7 +60,31 @@ TRAINED = (
     Column("new"), _DIGEST,
 )  # fmt: skip
 CLASHES = (Column("space", "kind"), Column("name"), Column("kept_as", "kept as"))
-FINDINGS = (Column("what"), Column("problem"), Column("way_out", "way out"))
+HISTORY = (
+    Column("added", "time (UTC)", whole=True), Column("event", "what", whole=True),
+    Column("kind", whole=True), Column("name"), Column("digest", write=short, whole=True),
+    Column("detail"),
+)  # fmt: skip
+STATS = (
+    Column("of"), Column("what"), Column("count", write=count), Column("bytes", "size", size),
+)  # fmt: skip
+BIGGEST = (
+    Column("bytes", "size", size), Column("owner", "belongs to"), Column("digest", write=short),
+)  # fmt: skip
+DOCTOR = (Column("check"), Column("status"), Column("said", "found"))
+REMOVED = (
+    Column("name"), Column("kind"), Column("removed", "removed (UTC)"),
+    Column("bytes", "data here", size), Column("state"), _DIGEST,
+)  # fmt: skip
+GARBAGE = (
+    Column("reason"), Column("files", write=count), Column("bytes", "size", size),
+    Column("waiting", "waiting", count), Column("waiting_bytes", "their size", size),
+)  # fmt: skip
+GARBAGE_FILES = (Column("bytes", "size", size), Column("reason"), Column("path", "biggest"))
+FINDINGS = (
+    Column("what"), Column("of"), Column("problem"), Column("way_out", "way out"),
+)  # fmt: skip
+MENDED = (Column("what"), Column("done"), Column("kept", "kept in"))
 QUERIES = (Column("name"), Column("description"))
 TASK_SCORES = (
     Column("label", "subject"), Column("task"), Column("task_version", "version"),
@@ -68,3 +92,4 @@ TASK_SCORES = (
     Column("stderr", write=fixed(4)), Column("samples", write=count),
     Column("sample_limit", "limit"),
 )  # fmt: skip
+SEGMENTS = (Column("segment"), Column("bytes", "size", size))

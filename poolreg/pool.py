@@ -9,11 +9,13 @@ pool.ask(["python+cpp"])
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poolreg.analysis import Analysis, listed
+from poolreg.errors import StorageError
 from poolreg.evaluation import ask as asking
 from poolreg.evaluation import sweep as sweeping
 from poolreg.evaluation.evaluate import Settings
@@ -70,7 +72,9 @@ class Pool(Analysis, Exchange, Maintenance):
 
     def close(self) -> None:
         """Bring the catalog up to date, so that the next reader need not, and let go of it."""
-        self.registry.catalog.refresh()
+        # What was done is done: a disk too full for the catalog is the next reader's to report.
+        with contextlib.suppress(StorageError):
+            self.registry.catalog.refresh()
         self.registry.close()
 
     def __enter__(self) -> Pool:
@@ -158,7 +162,8 @@ class Pool(Analysis, Exchange, Maintenance):
             self.registry, role, partition=partition, unit=unit, mixture=mixture, scheme=scheme,
             budget=budget, seed=seed, tokens=tokens,
         )  # fmt: skip
-        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        files = [file for file in Path(folder).glob("*.safetensors") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
         progress.start("checking", size, "bytes")
         return add_model(
             self.registry, Path(folder), run, name=name, replace=replace, trust_code=trust_code,

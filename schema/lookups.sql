@@ -52,12 +52,12 @@ SELECT digest, partition, unit, documents, bytes FROM units
 WHERE partition IN (SELECT unnest($partitions)) ORDER BY partition, unit;
 
 -- name: partition_contents
--- Document digests of every partition.
-SELECT digest, content FROM partitions WHERE NOT removed;
+-- Document digests of every partition, of removed ones too: they may come back.
+SELECT digest, content FROM partitions;
 
 -- name: evalset_contents
--- Document digests of every evalset.
-SELECT digest, content FROM evalsets WHERE NOT removed;
+-- Document digests of every evalset, of removed ones too: they may come back.
+SELECT digest, content FROM evalsets;
 
 -- name: evalset
 -- One evalset.
@@ -294,3 +294,221 @@ SELECT space, name FROM names
 WHERE current AND target NOT IN (
     SELECT digest FROM partitions UNION ALL SELECT digest FROM models UNION ALL SELECT digest FROM evalsets)
 ORDER BY space, name;
+
+-- name: history
+-- What happened, newest first; to some digests only, if they are given.
+SELECT added, event, kind, name, digest, from_digest, detail FROM history
+WHERE ($digests::VARCHAR[] IS NULL OR digest IN (SELECT unnest($digests::VARCHAR[]))
+       OR (event = 'moved' AND from_digest IN (SELECT unnest($digests::VARCHAR[]))))
+  AND ($since::TIMESTAMP IS NULL OR added >= $since)
+ORDER BY added DESC, event, kind, name, record
+LIMIT $limit;
+
+-- name: history_names
+-- What things were ever called; unnamed models have a label.
+SELECT DISTINCT name, digest FROM history WHERE digest IS NOT NULL AND name IS NOT NULL ORDER BY name, digest;
+
+-- name: record_counts
+-- Records by kind: distinct facts, of places only those that count.
+SELECT 'name' AS kind, count(*) AS records FROM names UNION ALL
+SELECT 'removal', count(*) FROM removals UNION ALL
+SELECT 'partition', count(*) FROM partitions UNION ALL
+SELECT 'location', count(DISTINCT record) FROM partition_files UNION ALL
+SELECT 'evalset', count(*) FROM evalsets UNION ALL
+SELECT 'contamination', count(*) FROM contamination UNION ALL
+SELECT 'model', count(*) FROM models UNION ALL
+SELECT 'run', count(*) FROM runs UNION ALL
+SELECT 'recipe', count(*) FROM recipes UNION ALL
+SELECT 'mixture', count(*) FROM mixtures UNION ALL
+SELECT 'protocol', count(*) FROM protocols UNION ALL
+SELECT 'evaluation', count(*) FROM evaluations UNION ALL
+SELECT 'calibration', count(*) FROM calibrations UNION ALL
+SELECT 'variant', count(*) FROM variants UNION ALL
+SELECT 'task_score', count(*) FROM task_scores UNION ALL
+SELECT 'build', count(*) FROM builds UNION ALL
+SELECT 'transfer', count(*) FROM transfers UNION ALL
+SELECT 'trust', count(*) FROM trusts
+ORDER BY kind;
+
+-- name: object_use
+-- What objects hold, how many of them are here ($digests with $sizes, and those of no record), and how many a pull left elsewhere.
+WITH held AS (
+    SELECT digest, arg_min(content, position) AS content
+    FROM (
+        SELECT object AS digest, if(role = 'weights', 'weights', 'configs and tokenizers') AS content, if(role = 'weights', 1, 2) AS position FROM model_files UNION ALL
+        SELECT object, 'evalset texts', 3 FROM evalsets UNION ALL
+        SELECT content, 'document digests', 4 FROM evalsets UNION ALL
+        SELECT content, 'document digests', 4 FROM partitions UNION ALL
+        SELECT windows, 'calibrations', 5 FROM calibrations UNION ALL
+        SELECT unnest(layers), 'calibrations', 5 FROM calibrations UNION ALL
+        SELECT document_scores, 'document scores', 6 FROM evaluations WHERE document_scores IS NOT NULL UNION ALL
+        SELECT token_scores, 'token scores', 7 FROM evaluations WHERE token_scores IS NOT NULL)
+    GROUP BY digest
+), here AS (
+    SELECT unnest($digests::VARCHAR[]) AS digest, unnest($sizes::BIGINT[]) AS bytes
+)
+SELECT CASE WHEN objects.digest IS NULL THEN 'of no record' ELSE coalesce(content, 'other') END AS content,
+       count(here.digest) AS objects, coalesce(sum(here.bytes), 0)::BIGINT AS bytes,
+       count(*) - count(here.digest) AS missing,
+       coalesce(sum(objects.bytes) FILTER (WHERE here.digest IS NULL), 0)::BIGINT AS missing_bytes,
+       count(*) FILTER (WHERE here.digest IS NULL AND objects.digest IN (SELECT object FROM transfer_left)) AS left_elsewhere
+FROM objects
+FULL JOIN here USING (digest)
+LEFT JOIN held USING (digest)
+GROUP BY ALL ORDER BY bytes DESC, content;
+
+-- name: shared_bytes
+-- Bytes of the files of all models, and of the objects that hold them.
+SELECT coalesce(sum(bytes), 0)::BIGINT AS bytes,
+       coalesce((SELECT sum(bytes) FROM (SELECT DISTINCT object, bytes FROM model_files)), 0)::BIGINT AS distinct_bytes
+FROM model_files;
+
+-- name: unstored_merges
+-- Averages of several models that were asked for and are not kept as models, and the bytes of the weights that they would have.
+SELECT count(*) AS merges, coalesce(sum(bytes), 0)::BIGINT AS bytes
+FROM (
+    SELECT recipe_components.recipe, max(models.bytes) AS bytes
+    FROM recipe_components
+    JOIN models ON models.digest = recipe_components.model
+    WHERE recipe IN (SELECT subject FROM mixtures)
+      AND recipe NOT IN (SELECT subject FROM builds JOIN models ON models.digest = builds.model AND NOT removed)
+    GROUP BY recipe HAVING count(*) > 1);
+
+-- name: object_owners
+-- What some objects ($digests) belong to.
+SELECT object AS digest, label || ' ' || model_files.name AS owner FROM model_files JOIN model_labels USING (model)
+WHERE object IN (SELECT unnest($digests))
+UNION ALL
+SELECT object, coalesce(name, left(digest, 12)) || ' (evalset)' FROM evalsets LEFT JOIN evalset_names ON evalset = digest
+WHERE object IN (SELECT unnest($digests))
+UNION ALL
+SELECT content, coalesce(name, left(digest, 12)) || ' (evalset)' FROM evalsets LEFT JOIN evalset_names ON evalset = digest
+WHERE content IN (SELECT unnest($digests))
+UNION ALL
+SELECT content, coalesce(name, left(digest, 12)) || ' (partition)'
+FROM partitions LEFT JOIN names ON space = 'partition' AND target = digest AND current
+WHERE content IN (SELECT unnest($digests))
+UNION ALL
+SELECT document_scores, coalesce(label, left(evaluations.subject, 12)) || ' on ' || coalesce(evalset_names.name, left(evaluations.evalset, 12))
+FROM evaluations LEFT JOIN subjects USING (subject) LEFT JOIN evalset_names USING (evalset)
+WHERE document_scores IN (SELECT unnest($digests))
+UNION ALL
+SELECT token_scores, coalesce(label, left(evaluations.subject, 12)) || ' on ' || coalesce(evalset_names.name, left(evaluations.evalset, 12))
+FROM evaluations LEFT JOIN subjects USING (subject) LEFT JOIN evalset_names USING (evalset)
+WHERE token_scores IN (SELECT unnest($digests))
+UNION ALL
+SELECT object, coalesce(label, left(calibration.subject, 12)) || ' (calibration)'
+FROM (SELECT unnest(list_append(layers, windows)) AS object, subject FROM calibrations) AS calibration LEFT JOIN subjects USING (subject)
+WHERE object IN (SELECT unnest($digests))
+ORDER BY ALL;
+
+-- name: catalog_version
+-- The version of the schema.
+SELECT schema_version FROM catalog_info;
+
+-- name: checkup
+-- What a check-up needs to know of the catalog as it is: largest model, newest record, how far it has read.
+SELECT (SELECT coalesce(max(bytes), 0) FROM models) AS largest_model,
+       (SELECT max(added) FROM (
+            SELECT max(added) AS added FROM names UNION ALL SELECT max(added) FROM removals UNION ALL
+            SELECT max(added) FROM partitions UNION ALL SELECT max(added) FROM partition_files UNION ALL
+            SELECT max(added) FROM evalsets UNION ALL SELECT max(added) FROM contamination UNION ALL
+            SELECT max(added) FROM models UNION ALL SELECT max(added) FROM runs UNION ALL
+            SELECT max(added) FROM recipes UNION ALL SELECT max(added) FROM mixtures UNION ALL
+            SELECT max(added) FROM protocols UNION ALL SELECT max(added) FROM evaluations UNION ALL
+            SELECT max(added) FROM calibrations UNION ALL SELECT max(added) FROM variants UNION ALL
+            SELECT max(added) FROM task_scores UNION ALL SELECT max(added) FROM builds UNION ALL
+            SELECT max(added) FROM transfers UNION ALL SELECT max(added) FROM trusts)) AS newest,
+       (SELECT map_from_entries(list((segment, indexed_bytes))) FROM journal_segments) AS indexed;
+
+-- name: segments_read
+-- How much of each journal segment is in the catalog.
+SELECT segment, indexed_bytes FROM journal_segments ORDER BY segment;
+
+-- name: last_removal
+-- When something was last removed or restored.
+SELECT strftime(max(added), '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM removals WHERE target = $digest;
+
+-- name: last_naming
+-- When a name was last given.
+SELECT strftime(max(added), '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM names WHERE space = $space AND name = $label;
+
+-- name: last_location
+-- When it was last said where a partition's text lies.
+SELECT strftime(max(added), '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM partition_files WHERE partition = $partition;
+
+-- name: removed
+-- What is removed: the names that are free for it to have again, those that it ever had, what it is called without one, and when it was removed last.
+WITH gone AS (
+    SELECT 'partition' AS kind, digest, NULL AS label FROM partitions WHERE removed UNION ALL
+    SELECT 'evalset', digest, NULL FROM evalsets WHERE removed UNION ALL
+    SELECT 'model', model, label FROM model_labels WHERE removed
+), named AS (
+    SELECT space, target, list(DISTINCT name ORDER BY name) FILTER (current) AS names,
+           list(DISTINCT name ORDER BY name) AS ever
+    FROM names GROUP BY space, target
+), last AS (
+    SELECT kind, target, max(added) AS removed FROM removals WHERE removed GROUP BY kind, target
+)
+SELECT gone.kind, gone.digest, gone.label, coalesce(named.names, []) AS names, coalesce(ever, []) AS ever, last.removed
+FROM gone
+LEFT JOIN named ON named.space = gone.kind AND named.target = gone.digest
+LEFT JOIN last ON last.kind = gone.kind AND last.target = gone.digest
+ORDER BY last.removed DESC, gone.kind, gone.digest;
+
+-- name: objects_of
+-- The objects that partitions, evalsets and models ($digests) are made of, and whether a pull left them.
+SELECT of, object, bytes, object IN (SELECT object FROM transfer_left) AS was_left
+FROM (
+    SELECT model AS of, object, bytes FROM model_files WHERE model IN (SELECT unnest($digests)) UNION
+    SELECT evalsets.digest, object, objects.bytes FROM evalsets JOIN objects ON objects.digest = object
+    WHERE evalsets.digest IN (SELECT unnest($digests)) UNION
+    SELECT evalsets.digest, content, objects.bytes FROM evalsets JOIN objects ON objects.digest = content
+    WHERE evalsets.digest IN (SELECT unnest($digests)) UNION
+    SELECT partitions.digest, content, objects.bytes FROM partitions JOIN objects ON objects.digest = content
+    WHERE partitions.digest IN (SELECT unnest($digests)))
+ORDER BY of, object;
+
+-- name: dependents
+-- What rests on a partition, evalset or model ($digest): how many of what, and the first few.
+WITH labels AS (SELECT model, label FROM model_labels WHERE NOT removed),
+averages AS (
+    SELECT recipe AS subject FROM recipe_components WHERE model = $digest UNION SELECT $digest
+), found AS (
+    SELECT DISTINCT 'model' AS noun, 'trained on it' AS relation, label
+    FROM model_units JOIN units ON units.digest = model_units.unit JOIN labels ON labels.model = model_units.model
+    WHERE units.partition = $digest
+    UNION ALL
+    SELECT DISTINCT 'mixture', 'with it', mixtures.mixture
+    FROM mixture_weights JOIN mixtures ON mixtures.digest = mixture_weights.mixture WHERE partition = $digest
+    UNION ALL
+    SELECT DISTINCT 'mixture', 'with it', mixture FROM mixtures WHERE subject IN (FROM averages)
+    UNION ALL
+    SELECT DISTINCT 'model', 'trained from it', label FROM runs JOIN labels ON labels.model = runs.model WHERE seed = $digest
+    UNION ALL
+    SELECT DISTINCT 'kept merge', 'with it', label FROM builds JOIN labels ON labels.model = builds.model
+    WHERE subject IN (FROM averages)
+    UNION ALL
+    SELECT DISTINCT 'variant', 'made from it', label FROM variants JOIN labels ON labels.model = variants.model
+    WHERE parent IN (FROM averages)
+    UNION ALL
+    SELECT 'evaluation', 'of it', coalesce(name, left(evaluations.evalset, 12))
+    FROM evaluations LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset WHERE subject = $digest
+    UNION ALL
+    SELECT 'task score', 'of it', task FROM task_scores WHERE subject = $digest
+    UNION ALL
+    SELECT 'evaluation', 'on it', coalesce(label, left(evaluations.subject, 12))
+    FROM evaluations LEFT JOIN (SELECT subject, min(label) AS label FROM subjects GROUP BY subject) AS subjects USING (subject)
+    WHERE evalset = $digest
+    UNION ALL
+    SELECT 'calibration', 'that needs it', left(digest, 12) FROM calibrations WHERE subject = $digest OR text = $digest
+)
+SELECT noun, relation, count(*) AS count, list(DISTINCT label ORDER BY label)[:4] AS first
+FROM found GROUP BY noun, relation ORDER BY noun, relation;
+
+-- name: runs_alike
+-- Runs that did the same for the same mixture, the latest first.
+SELECT digest, model, strftime(added, '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM runs
+WHERE role = $role AND seed IS NOT DISTINCT FROM $seed AND blend IS NOT DISTINCT FROM $blend AND budget IS NOT DISTINCT FROM $budget
+  AND blend IS NOT NULL
+ORDER BY added DESC, digest;

@@ -6,6 +6,9 @@ COMMENT ON MACRO bits_per_byte IS 'nll / (ln 2 · bytes)';
 CREATE MACRO loss(nll, tokens) AS nll / nullif(tokens, 0);
 COMMENT ON MACRO loss IS 'nll / tokens, nats a token';
 
+CREATE MACRO _many(number, noun) AS number || ' ' || noun || if(number = 1, '', 's');
+COMMENT ON MACRO _many IS 'A number with its noun: 1 model, 2 models';
+
 -- How well one column predicts another, and by how much two differ: aggregates over the rows of a
 -- group. Rows with a NULL on either side are left out; what is not defined (too few rows, nothing
 -- varies) is NULL. A macro takes no FILTER: leave rows out with WHERE, or make them NULL with

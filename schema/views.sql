@@ -229,3 +229,70 @@ SELECT trained.models AS models_trained, trained.tokens AS tokens_trained, train
        scored.evaluations AS evaluations_memoised, scored.tokens AS tokens_scored, scored.seconds AS scoring_seconds
 FROM trained, answered, scored;
 COMMENT ON VIEW ledger IS 'Tokens trained and scored in this pool, and the training that averages made unnecessary';
+
+CREATE VIEW history AS
+WITH namings AS (
+    SELECT *, lag(target) OVER earlier AS before, lag(parent) OVER earlier AS parent_before
+    FROM names
+    WINDOW earlier AS (PARTITION BY space, name ORDER BY added, record)
+), tombstones AS (
+    SELECT *, coalesce(lag(removed) OVER (PARTITION BY kind, target ORDER BY added, record), false) AS before
+    FROM removals
+), called AS (
+    SELECT model AS target, label AS name, false AS named FROM model_labels WHERE model NOT IN (SELECT target FROM names)
+    UNION ALL
+    SELECT target, arg_min(name, (added, record)), true FROM names GROUP BY target
+), events AS (
+    SELECT added, CASE WHEN before IS NULL OR before = target THEN 'named' ELSE 'moved' END AS event,
+           space AS kind, name, target AS digest, nullif(before, target) AS from_digest,
+           CASE WHEN before <> target THEN 'from ' || left(before, 12)
+                WHEN parent IS NOT NULL THEN 'under ' || parent
+                WHEN parent_before IS NOT NULL THEN 'under nothing' END AS detail, record
+    FROM namings
+    WHERE before IS DISTINCT FROM target OR parent_before IS DISTINCT FROM parent
+    UNION ALL
+    SELECT tombstones.added, if(removed, 'removed', 'restored'), kind, called.name, target, NULL, NULL, record
+    FROM tombstones LEFT JOIN called USING (target)
+    WHERE removed <> before
+    UNION ALL
+    SELECT added, 'added', 'partition', called.name, digest, NULL, _many(documents, 'document') || ', ' || _many(units, 'unit'), digest
+    FROM partitions LEFT JOIN called ON called.target = digest
+    UNION ALL
+    SELECT added, 'added', 'evalset', called.name, digest, NULL, _many(documents, 'document'), digest
+    FROM evalsets LEFT JOIN called ON called.target = digest
+    UNION ALL
+    SELECT added, 'added', 'model', called.name, digest, NULL, NULL, digest
+    FROM models LEFT JOIN called ON called.target = digest
+    WHERE digest NOT IN (SELECT model FROM runs)
+    UNION ALL
+    SELECT runs.added, how, 'model', called.name, runs.model, runs.seed,
+           concat_ws(' ', runs.role, CASE WHEN called.named THEN 'on ' || runs.mixture END, 'from ' || seeds.label), runs.digest
+    FROM runs
+    LEFT JOIN called ON called.target = runs.model
+    LEFT JOIN model_labels AS seeds ON seeds.model = runs.seed
+    WHERE NOT (how = 'merged' AND runs.model IN (SELECT model FROM builds))
+      AND NOT (how = 'compressed' AND runs.model IN (SELECT model FROM variants))
+    UNION ALL
+    SELECT variants.added, 'compressed', 'model', called.name, variants.model, parent,
+           'from ' || parent_label || ', -' || round(100 * achieved, 1) || '% ' || method, digest
+    FROM variants LEFT JOIN called ON called.target = variants.model
+    UNION ALL
+    SELECT builds.added, 'merged', 'model', called.name, builds.model, builds.subject,
+           'average of ' || coalesce(asked.mixture, left(builds.subject, 12)), builds.digest
+    FROM builds
+    LEFT JOIN called ON called.target = builds.model
+    LEFT JOIN (SELECT subject, min(mixture) AS mixture FROM mixtures GROUP BY subject) AS asked ON asked.subject = builds.subject
+    UNION ALL
+    SELECT added, 'trusted', 'model', called.name, model, NULL, 'its own code may run', record
+    FROM trusts LEFT JOIN called ON called.target = model
+    UNION ALL
+    SELECT added, if(direction = 'push', 'pushed', 'pulled'), 'pool', NULL, NULL, NULL,
+           concat(if(direction = 'push', 'to ', 'from '), place, '@' || nullif(left(version, 12), ''), ': ', _many(records, 'record'), ', ', _many(objects, 'object')), record
+    FROM transfers
+    UNION ALL
+    SELECT max(added), 'measured', 'pool', NULL, NULL, NULL,
+           _many(count(*), 'evaluation') || ' of ' || _many(count(DISTINCT subject), 'subject'), NULL
+    FROM evaluations GROUP BY CAST(added AS DATE)
+)
+SELECT added, event, kind, name, digest, from_digest, detail, record FROM events;
+COMMENT ON VIEW history IS 'What happened in the pool and when: names given (named) and given to something else (moved), what was added, trained, compressed, merged, removed, restored, trusted, pushed and pulled; evaluations are one row (measured) a day. digest: what it happened to; from_digest: what the name meant before, the seed, the parent or the recipe';

@@ -182,7 +182,7 @@ def test_on_which_evalsets(pool):
     assert pool.ask("alpha", [digest[:8]])[0].nll == pool.ask("alpha", ["beta"])[0].nll
     pool.remove("evalset", "beta")
     assert [row.evalset for row in pool.ask("alpha")] == ["alpha", "gamma"]
-    with pytest.raises(NotFound, match="no evalset is named beta"):
+    with pytest.raises(NotFound, match="the evalset beta was removed"):
         pool.ask("alpha", ["beta"])
 
 

@@ -170,7 +170,7 @@ def test_adding_again_changes_nothing(tiny, pool):
 
 def test_removed_and_added_again(tiny, pool):
     assert pool.resolve("alpha").components[0][0] == pool.remove("model", "alpha/1")
-    with pytest.raises(NotFound, match="no model of alpha/1"):
+    with pytest.raises(NotFound, match="alpha/1 was removed"):
         pool.resolve("alpha")
     assert "alpha/1" not in [row["name"] for row in pool.models()]
     pool.add_model(tiny.units["alpha", 1], role="unit", partition="alpha", seed="base")

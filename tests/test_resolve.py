@@ -183,7 +183,7 @@ def test_two_names_of_one_partition_are_one_text(tiny, pool):
 
 def test_the_records_describe_the_mixture(shown, model_of):
     subject = shown.resolve("2*beta+gamma/3", scheme="macro")
-    mixture, recipe = (record.body for record in subject.records)
+    recipe, mixture = (record.body for record in subject.records)
     assert mixture["mixture"] == "2*beta+gamma/3"
     assert (mixture["scheme"], mixture["size"]) == ("macro", 2)
     assert mixture["unit_tokens"] == 100 + 200 + 300
@@ -230,7 +230,7 @@ def test_names_in_any_unicode_form(tiny, pool, tmp_path):
     assert pool.resolve(apart).digest == pool.resolve(composed).digest
     assert pool.model(apart)["digest"] == pool.model(composed)["digest"]
     assert pool.remove("model", apart) == added.digest
-    with pytest.raises(NotFound, match=f"named {composed}"):
+    with pytest.raises(NotFound, match=f"{composed} was removed"):
         pool.resolve(apart)
 
 
@@ -296,13 +296,13 @@ def test_an_ambiguous_digest(shown, monkeypatch):
 
 
 def test_a_unit_without_a_model_is_named_with_the_way_out(pool, tiny):
-    pool.remove("model", "beta/2")
+    pool.add_partition("delta", [tiny.texts / "alpha.train.jsonl"], units=2)
     before = contents(pool.root)
     with pytest.raises(NotFound) as caught:
-        pool.resolve("alpha+beta")
-    assert caught.value.message == "no model of beta/2 was trained from seed 'base'"
-    assert "poolreg train unit beta/2" in caught.value.hint
-    assert "--partition beta --unit 2 --from base" in caught.value.hint
+        pool.resolve("alpha+delta")
+    assert caught.value.message == "no model of delta/1 was trained from seed 'base'"
+    assert "poolreg train unit delta/1" in caught.value.hint
+    assert "--partition delta --unit 1 --from base" in caught.value.hint
     assert pool.resolve("alpha+beta/1").mixture == "alpha+beta/1"
     assert contents(pool.root) == before
 

@@ -33,7 +33,7 @@ from poolreg.models.modeling_poolreg import Family, stock_sizes
 from poolreg.numerics.nystrom import condition
 from poolreg.progress import Progress
 from poolreg.store import records
-from poolreg.store.registry import Registry, unknown_name
+from poolreg.store.registry import Registry
 from poolreg.tensors import encode, read_array, read_header
 from poolreg.text.partitions import evalset_documents, unit_text
 
@@ -117,7 +117,7 @@ def find_text(registry: Registry, name: str) -> CalibrationText:
         except NotFound:
             continue
     known = {**registry.names("evalset"), **registry.names("partition")}
-    raise unknown_name("evalset or partition", name, known)
+    raise registry.unknown("evalset or partition", name, known)
 
 
 def calibrate(

@@ -7,7 +7,6 @@ What was made once is not made again: the request is the key.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from poolreg.models.stored import AddedModel, Run, add_model, stored_config
 from poolreg.progress import SILENT, Progress
 from poolreg.store import records
 from poolreg.store.journal import Record
+from poolreg.store.staging import working_folder
 from poolreg.tensors import DTYPE_BYTES
 
 VERSION = 1  # of the method; a change of it makes variants anew
@@ -177,8 +177,7 @@ def make(
     if name:
         registry.check_free("model", name, "", replace=replace)
     model, errors = _compressed(workshop, planned, progress)
-    with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as staging:
-        folder = Path(staging)
+    with working_folder(registry.root / "tmp") as folder:
         _write(workshop, planned, model, folder)
         ids = workshop.calibration.ids(registry)[:CHECKED_WINDOWS]
         difference = check_logits(
@@ -335,7 +334,7 @@ def _known(
     if name:
         name = registry.check_free("model", name, row["model"], replace=replace)
         with registry.writing():
-            registry.record(records.name("model", name, row["model"]))
+            registry.record(registry.naming("model", name, row["model"]))
     label = registry.one("model_label", model=row["model"])["label"]
     return Variant(
         label, row["model"], workshop.subject.digest, workshop.subject.label, planned,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from poolreg.models.resolve import Subject
 from poolreg.models.stored import stored_config, stored_folder, stored_tensors
 from poolreg.progress import Progress
 from poolreg.store.registry import Registry
+from poolreg.store.staging import working_folder
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def _folder(registry: Registry, subject: Subject, progress: Progress) -> Iterato
         with stored_folder(registry, subject.digest) as folder:
             yield folder
         return
-    with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as made:
-        merge_subject(registry, subject, Path(made) / "merged", progress=progress)
-        yield Path(made) / "merged"
+    with working_folder(registry.root / "tmp") as made:
+        merge_subject(registry, subject, made / "merged", progress=progress)
+        yield made / "merged"
 
 
 def _load(registry: Registry, subject: Subject, how: Compression, folder: Path) -> Any:

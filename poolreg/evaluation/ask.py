@@ -162,13 +162,18 @@ class _Shared:
         found = [partition for partition in partitions if self.counts.get((evalset, partition))]
         if len(found) < 2:
             return sum(self.counts[evalset, partition] for partition in found)
-        # One document may stand in several of them.
+        # One document may stand in several of them; of those that were collected since only
+        # counts are known, so there are at least so many.
         ours = self._content("evalset", evalset)
-        places = [shared_documents(ours, self._content("partition", p)) for p in found]
-        return len(set().union(*places))
+        theirs = [self._content("partition", partition) for partition in found]
+        places = [shared_documents(ours, text) for text in theirs if ours and text]
+        return max(
+            len(set().union(*places)), *(self.counts[evalset, partition] for partition in found)
+        )
 
-    def _content(self, kind: str, digest: str) -> bytes:
-        return self.registry.objects.read(self.registry.one(kind, digest=digest)["content"])
+    def _content(self, kind: str, digest: str) -> bytes | None:
+        content = self.registry.one(kind, digest=digest)["content"]
+        return self.registry.objects.read(content) if self.registry.objects.has(content) else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from poolreg.errors import NotFound, UsageError
 from poolreg.models.resolve import Resolver, Subject
-from poolreg.store.registry import Registry, unknown_name
+from poolreg.store.registry import Registry
 
 Facts = dict[str, Any]
 
@@ -39,7 +39,7 @@ def describe(registry: Registry, text: str, *, scheme: str = "micro") -> list[Fa
         if isinstance(error, NotFound) and error.data.get("name") == text:
             spaces = ("partition", "evalset", "model")
             known = {name: "" for space in spaces for name in registry.names(space)}
-            raise unknown_name("partition, evalset or model", text, known) from None
+            raise registry.unknown("partition, evalset or model", text, known) from None
         raise
     if len(subject.components) > 1:
         return [*found, mixture_facts(registry, subject)]

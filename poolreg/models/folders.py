@@ -146,7 +146,7 @@ def _write(
     rows = [[p.digest, p.weight.numerator, p.weight.denominator] for p in parents]
     recipe = {"recipe": METHOD, "components": rows}
     with new_folder(out, force=force) as staging:
-        _copy_rest(template, staging, dtype)
+        copy_rest(template, staging, dtype)
         progress.start("merging", _payload(parents[0], storage), "bytes")
         merge_weights(
             streams, staging, dtype=storage, max_shard_bytes=max_shard_bytes, threads=threads,
@@ -177,7 +177,7 @@ def _payload(parent: Component, storage: str | None) -> int:
     )
 
 
-def _copy_rest(template: Path, staging: Path, dtype: str | None) -> None:
+def copy_rest(template: Path, staging: Path, dtype: str | None) -> None:
     """Copy configuration and tokenizer from a parent."""
     config = dict(read_checkpoint(template, trust_code=True).config)
     if dtype:

@@ -7,22 +7,23 @@ so its weights need not travel and a lost file can be made again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from poolreg.canonical import digest_of
+from poolreg.canonical import digest_of, sha256
 from poolreg.errors import Damage, UsageError
 from poolreg.mixture import common_denominator
-from poolreg.models.folders import DTYPES, merge_subject
+from poolreg.models.folders import DTYPES, copy_rest, merge_subject
 from poolreg.models.resolve import Subject
-from poolreg.models.stored import AddedModel, Run, add_model, stored_tensors
+from poolreg.models.stored import AddedModel, Run, add_model, stored_folder, stored_tensors
 from poolreg.progress import SILENT, Progress
 from poolreg.store import records
+from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
+from poolreg.store.staging import working_folder
 from poolreg.weights.merge import MAX_SHARD_BYTES, merge_weights
 from poolreg.weights.stream import Parent
 
@@ -56,20 +57,20 @@ def keep_merge(
         raise UsageError(
             f"{subject.label} is a model of the pool already", hint="use it by its present name"
         )
-    with tempfile.TemporaryDirectory(dir=registry.root / "tmp") as folder:
-        out = Path(folder) / "merge"
+    with working_folder(registry.root / "tmp") as folder:
+        out = folder / "merge"
         merge_subject(
             registry, subject, out, dtype=dtype, max_shard_bytes=max_shard_bytes, threads=threads,
             progress=progress,
         )  # fmt: skip
-        added = add_model(registry, out, Run("other", how="merged"), name=name, replace=replace)
-    body = {
-        "model": added.digest, "subject": subject.digest, "dtype": dtype,
-        "max_shard_bytes": max_shard_bytes,
-    }  # fmt: skip
-    with registry.writing():
-        registry.record(*subject.records, records.keyed("build", build_id(body), body))
-    return added
+        how = {"subject": subject.digest, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
+
+        def built(model: str) -> list[Record]:
+            body = {"model": model, **how}
+            return [*subject.records, records.keyed("build", build_id(body), body)]
+
+        run = Run("other", how="merged")
+        return add_model(registry, out, run, name=name, replace=replace, lineage=built)
 
 
 def builds_of(registry: Registry, model: str) -> list[Build]:
@@ -95,7 +96,7 @@ def can_rebuild(registry: Registry, build: Build) -> bool:
 
 
 def rebuild(registry: Registry, build: Build, *, progress: Progress = SILENT) -> None:
-    """Make the weights of a kept merge again and store what is missing.
+    """Make the files of a kept merge again and store what is missing.
 
     Raises `Damage` if the parents do not give the files that were recorded.
     """
@@ -104,16 +105,16 @@ def rebuild(registry: Registry, build: Build, *, progress: Progress = SILENT) ->
         Parent(int(weight * scale), stored_tensors(registry, model), model[:12])
         for model, weight in build.components
     ]
-    with tempfile.TemporaryDirectory(dir=registry.objects.staging) as folder:
+    files = registry.select("model_files", model=build.model)
+    with working_folder(registry.objects.staging) as folder:
         merge_weights(
-            parents, Path(folder), dtype=DTYPES[build.dtype] if build.dtype else None,
+            parents, folder, dtype=DTYPES[build.dtype] if build.dtype else None,
             max_shard_bytes=build.max_shard_bytes, threads=None, progress=progress.advance,
         )  # fmt: skip
-        made = {registry.objects.put_file(path) for path in _weights(Path(folder))}
+        made = {registry.objects.put_file(path) for path in _weights(folder)}
+        _put_rest(registry, build, folder, wanted={row["object"] for row in files} - made)
     lacking = [
-        row["name"]
-        for row in registry.select("model_files", model=build.model)
-        if row["role"] == "weights" and row["object"] not in made
+        row["name"] for row in files if row["role"] == "weights" and row["object"] not in made
     ]
     if lacking:
         raise Damage(
@@ -121,6 +122,17 @@ def rebuild(registry: Registry, build: Build, *, progress: Progress = SILENT) ->
             hint="fetch its weights from a copy of the pool",
             model=build.model,
         )
+
+
+def _put_rest(registry: Registry, build: Build, folder: Path, *, wanted: set[str]) -> None:
+    """Store the index, configuration and tokenizer of a merge, where they are not here."""
+    if all(map(registry.objects.has, wanted)):
+        return
+    with stored_folder(registry, build.components[0][0]) as template:
+        copy_rest(template, folder, build.dtype)
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors" and sha256(data := path.read_bytes()) in wanted:
+            registry.objects.put(data)
 
 
 def _weights(folder: Path) -> Sequence[Path]:

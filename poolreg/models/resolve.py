@@ -19,7 +19,7 @@ from poolreg.errors import NotFound, UsageError
 from poolreg.mixture import Atom, Mixture, common_denominator, parse, unit_weights
 from poolreg.store import records
 from poolreg.store.journal import Record
-from poolreg.store.registry import Registry, unknown_name
+from poolreg.store.registry import Registry
 from poolreg.text import partitions as data
 
 METHOD = "average-1"  # the definition of merging; a change of it changes every recipe digest
@@ -127,7 +127,7 @@ class Resolver:
 
     def _unknown(self, text: str) -> NotFound:
         known = {**self.partitions, **self.models, **self.groups}
-        return unknown_name("partition or model", text, known)
+        return self.registry.unknown("partition or model", text, known)
 
     def stored(self, text: str) -> str:
         """Return the digest of the one stored model that `text` means; raises `NotFound`."""
@@ -154,7 +154,8 @@ class Resolver:
         counts = {}
         for name in mixture.partitions:
             if name not in self.partitions:
-                raise unknown_name("partition", name, {**self.partitions, **self.groups})
+                known = {**self.partitions, **self.groups}
+                raise self.registry.unknown("partition", name, known)
             counts[name] = self.counts[self.partitions[name]]
         for atom, _ in mixture.weights:
             if atom.unit > counts[atom.partition]:
@@ -213,8 +214,8 @@ class Resolver:
             "weights": sorted(named),
         }
         made = [records.keyed("mixture", digest, body)]
-        if len(components) > 1:
-            made.append(records.keyed("recipe", recipe, {"components": rows}))
+        if len(components) > 1:  # first: where the mixture is known, its recipe is
+            made.insert(0, records.keyed("recipe", recipe, {"components": rows}))
         return Subject(
             digest=subject, label=str(mixture), kind="mixture", components=components, seed=seed,
             mixture=str(mixture), scheme=scheme, blend=blend, mixture_digest=digest,
@@ -258,6 +259,12 @@ class Resolver:
         missing = next(unit for unit in units if unit not in self.unit_models(best))
         atom = Atom(next(n for n, d in self.partitions.items() if d == missing[0]), missing[1])
         label = self.model(best).label
+        of_unit = f"{atom.partition}/{atom.unit}"
+        if of_unit in [row["label"] for row in self.registry.select("removed")]:
+            raise NotFound(
+                f"the model {of_unit} was removed",
+                hint=f"bring it back with: poolreg restore {of_unit}",
+            )
         raise NotFound(
             f"no model of {atom} was trained from seed {label!r}",
             hint=f"train it: poolreg train unit {atom}; or add it: poolreg model add DIR "

@@ -11,16 +11,18 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from poolreg.canonical import sha256
 from poolreg.errors import Conflict, Incompatible, Refused, UsageError
 from poolreg.files import staged_folder, storage_errors, write_atomic
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
+from poolreg.store.staging import in_use
 from poolreg.tensors import TensorInfo, read_header
 from poolreg.weights.checkpoint import (
     Checkpoint,
@@ -77,12 +79,14 @@ class AddedModel:
 
 def add_model(
     registry: Registry, folder: Path, run: Run, *, name: str | None = None, replace: bool = False,
-    tokenizer: Path | None = None, trust_code: bool = False, progress: Progress = None,
+    tokenizer: Path | None = None, trust_code: bool = False,
+    lineage: Callable[[str], Sequence[Record]] = lambda _: (), progress: Progress = None,
 ) -> AddedModel:  # fmt: skip
     """Check a Hugging Face folder strictly and store it.
 
     Every byte is read once to hash it and to look for values that are not finite, and once more
     to copy it. A folder without a tokenizer takes that of the seed model it was trained from.
+    `lineage` is given the model's digest and returns what else is recorded together with it.
     `progress` is told bytes hashed. Raises `Refused`, `NotFound`, `Incompatible`, `Conflict`.
     """
     if name:
@@ -105,7 +109,8 @@ def add_model(
             name = registry.check_free("model", name, identity.digest, replace=replace)
         known = registry.select("model", digest=identity.digest)
         with registry.writing():
-            _store(registry, checkpoint, identity, run, name, trust_code=trust_code)
+            more = lineage(identity.digest)
+            _store(registry, checkpoint, identity, run, name, more, trust_code=trust_code)
     label = registry.one("model_label", model=identity.digest)["label"]
     return AddedModel(
         label, identity.digest, run.role, identity.parameters, identity.bytes, not known,
@@ -115,8 +120,11 @@ def add_model(
 
 def _store(
     registry: Registry, checkpoint: Checkpoint, identity: Fingerprint, run: Run,
-    name: str | None, *, trust_code: bool,
+    name: str | None, more: Sequence[Record], *, trust_code: bool,
 ) -> None:  # fmt: skip
+    known = bool(registry.select("model", digest=identity.digest))
+    if known:
+        _refuse_other_files(registry, checkpoint, identity, trust_code=trust_code)
     objects: dict[str, int] = {}
     files = []
     for role, filename, path in _files(checkpoint, trust_code):
@@ -125,13 +133,41 @@ def _store(
         objects[digest] = path.stat().st_size
         files.append({"role": role, "name": filename, "object": digest, "bytes": objects[digest]})
     body = {**_facts(checkpoint, identity), "trusted_code": trust_code, "files": files}
-    known = bool(registry.select("model", digest=identity.digest))
     registry.record(
         records.keyed("model", identity.digest, body, objects),
-        _run_record(identity.digest, run),
-        *([records.name("model", name, identity.digest)] if name else []),
-        *([records.removal("model", identity.digest, removed=False)] if known else []),
+        _run_record(registry, identity.digest, run),
+        *([registry.naming("model", name, identity.digest)] if name else []),
+        *([registry.removal("model", identity.digest, removed=False)] if known else []),
+        *more,
     )
+
+
+def _refuse_other_files(
+    registry: Registry, checkpoint: Checkpoint, identity: Fingerprint, *, trust_code: bool
+) -> None:
+    """Raise `Refused` if a known model would still lack some of its files with these.
+
+    The pool goes by the files of a model's first record. Cut into other shards, or with another
+    library's spelling of its configuration, it is the same model in other bytes.
+    """
+    weights = {file.path: file.sha256 for file in identity.files}
+    coming = {
+        weights[path] if path in weights else sha256(path.read_bytes())
+        for _, _, path in _files(checkpoint, trust_code)
+    }
+    lacking = [
+        row["name"] for row in registry.select("model_files", model=identity.digest)
+        if row["object"] not in coming and not registry.objects.has(row["object"])
+    ]  # fmt: skip
+    if lacking:
+        raise Refused(
+            f"model {identity.digest[:12]} is known in other files than these: of them "
+            f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''} "
+            f"{'is' if len(lacking) == 1 else 'are'} not here any more, and not in this folder",
+            hint="add the folder that it was first added from; or, where the pool was pulled or "
+            "pushed, bring its files: poolreg pull",
+            digest=identity.digest, files=lacking,
+        )  # fmt: skip
 
 
 def _facts(checkpoint: Checkpoint, identity: Fingerprint) -> dict[str, Any]:
@@ -171,12 +207,23 @@ def check_model(
         )
 
 
-def _run_record(model: str, run: Run) -> Record:
+def _run_record(registry: Registry, model: str, run: Run) -> Record:
+    """Return the record of how a model came to be.
+
+    Said again where another model has taken its place since, it is a statement of its own, so
+    that the model stands again.
+    """
     fields = {key: value for key, value in vars(run).items() if key != "units"}
     units = [
         {"unit": unit, "tokens": tokens, "epochs": epochs} for unit, tokens, epochs in run.units
     ]
-    return records.fact("run", {**fields, "model": model, "units": units})
+    body = {**fields, "model": model, "units": units}
+    fact = records.fact("run", body)
+    same = {key: fields[key] for key in ("role", "seed", "blend", "budget")}
+    known = registry.select("runs_alike", **same)
+    if any(row["digest"] == fact.id for row in known) and known[0]["model"] != model:
+        return records.statement("run", body, after=known[0]["at"])
+    return fact
 
 
 def _files(checkpoint: Checkpoint, trust_code: bool) -> Iterator[tuple[str, str, Path]]:
@@ -240,10 +287,11 @@ def stored_folder(registry: Registry, digest: str) -> Iterator[Path]:
     with storage_errors("laying out a model"):
         folder.mkdir()
     try:
-        for row in registry.select("model_files", model=digest):
-            target = registry.objects.existing(row["object"]).resolve()
-            (folder / check_file_name(row["name"])).symlink_to(target)
-        yield folder
+        with in_use(folder):
+            for row in registry.select("model_files", model=digest):
+                target = registry.objects.existing(row["object"]).resolve()
+                (folder / check_file_name(row["name"])).symlink_to(target)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

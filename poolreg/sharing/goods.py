@@ -97,7 +97,9 @@ def chosen_models(future: Registry, goods: Goods, wish: Wish) -> set[str]:
     Raises `Refused` for one that brings code which nobody trusts, `NotFound` and `MixtureError`
     for an expression that means nothing.
     """
-    chosen = set(goods.models) if wish.weights and not wish.only else set()
+    chosen: set[str] = set()
+    if wish.weights and not wish.only:
+        chosen = {digest for digest, body in goods.models.items() if not body["removed"]}
     resolver = Resolver(future)
     for text in wish.only if wish.weights else ():
         subject = resolver.subject(text)

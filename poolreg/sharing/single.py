@@ -29,6 +29,7 @@ from poolreg.sharing.places import Moved, Outgoing, Snapshot
 from poolreg.sharing.single_card import ModelFacts, model_card
 from poolreg.sharing.single_facts import folder_facts, merge_facts, stored_facts
 from poolreg.store.registry import Registry
+from poolreg.store.staging import working_folder
 
 ATTEMPTS = 5  # when others commit in the meantime
 
@@ -178,8 +179,8 @@ def _place(out: Path | None, temporary: Path | None) -> Iterator[Path]:
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(dir=temporary, prefix="push.") as folder:
-        yield Path(folder) / "model"
+    with working_folder(temporary or Path(tempfile.gettempdir()), prefix="push.") as folder:
+        yield folder / "model"
 
 
 def _publish(

@@ -59,7 +59,9 @@ def supersede(
     connection.execute(
         "DELETE FROM journal_segments WHERE segment IN (SELECT unnest(?))", [list(old)]
     )
-    connection.execute("INSERT INTO journal_segments VALUES (?, ?, ?)", [name, size, size])
+    connection.execute(
+        "INSERT OR REPLACE INTO journal_segments VALUES (?, ?, ?)", [name, size, size]
+    )
     connection.execute("COMMIT")
     connection.execute("CHECKPOINT")
 

@@ -19,7 +19,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,22 @@ class Record:
 
 def now() -> str:
     """Return the present UTC time to the microsecond, in the journal's form."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return format_time(datetime.now(UTC))
+
+
+def following(at: str) -> str:
+    """Return the earliest time after `at`; nothing follows nothing."""
+    return format_time(parse_time(at) + timedelta(microseconds=1)) if at else ""
+
+
+def parse_time(at: str) -> datetime:
+    """Return a time in the journal's form; raises `ValueError`."""
+    return datetime.fromisoformat(at).replace(tzinfo=UTC)
+
+
+def format_time(at: datetime) -> str:
+    """Return a UTC time in the journal's form."""
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Journal:
@@ -156,12 +171,17 @@ class Journal:
         Raises `Damage` for a bad line that is not the torn end, `UnknownFormat` for records of a
         newer version.
         """
+        for offset, line in self.whole_lines(segment, start, stop):
+            yield parse(line, segment, offset), offset + len(line)
+
+    def whole_lines(self, segment: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines between two byte offsets, but not a torn end; raises `Damage`."""
         for offset, line in self.lines(segment, start, stop):
             if not line.endswith(b"\n"):
                 if len(line) == MAX_LINE:
                     raise _damage(segment, offset, "a line is longer than 64 MiB")
                 return
-            yield parse(line, segment, offset), offset + len(line)
+            yield offset, line
 
     def lines(self, segment: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Yield the raw lines between two byte offsets, each with its own offset.

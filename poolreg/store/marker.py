@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import binascii
 import json
+import reprlib
 import uuid
 from pathlib import Path
 
 from poolreg.canonical import canonical_json
-from poolreg.errors import Damage, NoPool, UnknownFormat
+from poolreg.errors import Damage, NoPool, Refused, UnknownFormat
 from poolreg.files import read_capped, staged
 
 NAME = "FORMAT"
@@ -45,11 +46,12 @@ def read_marker(root: Path) -> str:
         checksum = fields.get("crc32", _checksum({"format": version, "id": identity}))
         if fields.keys() - _FIELDS or checksum != _checksum({"format": version, "id": identity}):
             raise ValueError("a changed marker")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Refused) as error:
         raise _damage(path) from error
-    if version != VERSION or isinstance(version, bool):
+    if type(version) is not int or version != VERSION:  # True and 1.0 equal 1
+        shown = reprlib.repr(version)
         raise UnknownFormat(
-            f"the pool {root} has format {version!r}; this poolreg reads format {VERSION}",
+            f"the pool {root} has format {shown}; this poolreg reads format {VERSION}",
             hint="install a newer poolreg",
         )
     return str(identity)

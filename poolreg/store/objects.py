@@ -8,6 +8,7 @@ absent, and writing the same bytes twice is harmless. Who names objects is not k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -68,7 +69,9 @@ class ObjectStore:
         """Store bytes and return their digest."""
         digest = sha256(data)
         target = self._place(digest)
-        if not target.exists():
+        if self.holds(digest, len(data)):
+            self._keep(target)
+        else:
             with staged(target, folder=self.staging, mode=0o444) as file:
                 file.write(data)
         return digest
@@ -130,12 +133,22 @@ class ObjectStore:
     def _adopt(self, temporary: Path, digest: str) -> None:
         target = self._place(digest)
         # What has another size was cut off, and is mended.
-        if not target.is_file() or target.stat().st_size != temporary.stat().st_size:
+        if target.is_file() and target.stat().st_size == temporary.stat().st_size:
+            self._keep(target)
+        else:
             temporary.chmod(0o444)
             faults.step("object.place")
             temporary.replace(target)
             faults.step("object.placed")
             sync_folder(target.parent)
+
+    @staticmethod
+    def _keep(target: Path) -> None:
+        """Make an object that is here already outlast a power cut and a collection's grace."""
+        with storage_errors("keeping an object"):
+            with contextlib.suppress(PermissionError):  # it is another user's
+                os.utime(target)
+            sync_folder(target.parent)  # who put it there may not have come so far
 
 
 def _copy(source: Path, target: Path, progress: Callable[[int], None] | None) -> str:

@@ -13,31 +13,41 @@ from typing import Any
 
 from poolreg.canonical import canonical_json, digest_of
 from poolreg.errors import Damage
-from poolreg.store.journal import Record, now
+from poolreg.store.journal import Record, following, now
 
 Row = dict[str, Any]
 
 
-def statement(kind: str, body: Mapping[str, Any]) -> Record:
-    """Return a record that is identified by all that it says, including when it was said."""
-    at = now()
+def statement(kind: str, body: Mapping[str, Any], *, after: str = "") -> Record:
+    """Return a record that is identified by all that it says, including when it was said.
+
+    It is said later than `after`, the time of what it takes back, even where the clock was ahead
+    then and has been set right since.
+    """
+    at = max(now(), following(after))
     return Record(kind, digest_of({"kind": kind, "body": body, "at": at}), dict(body), {}, at)
 
 
-def name(space: str, label: str, target: str, *, parent: str | None = None) -> Record:
+def name(
+    space: str, label: str, target: str, *, parent: str | None = None, after: str = ""
+) -> Record:
     """Name a partition, model or evalset; the latest naming counts."""
-    return statement("name", {"space": space, "name": label, "target": target, "parent": parent})
+    body = {"space": space, "name": label, "target": target, "parent": parent}
+    return statement("name", body, after=after)
 
 
-def removal(kind: str, target: str, *, removed: bool) -> Record:
-    """Tombstone (or restore) a partition, model or evalset."""
-    return statement("removal", {"kind": kind, "target": target, "removed": removed})
+def removal(kind: str, target: str, *, removed: bool, after: str = "") -> Record:
+    """Tombstone (or restore) a partition, model or evalset; the latest removal counts."""
+    body = {"kind": kind, "target": target, "removed": removed}
+    return statement("removal", body, after=after)
 
 
-def location(partition: str, files: Sequence[Mapping[str, Any]], field: str) -> Record:
+def location(
+    partition: str, files: Sequence[Mapping[str, Any]], field: str, *, after: str = ""
+) -> Record:
     """Say where a partition's text lies on this machine; the latest location counts."""
     body = {"partition": partition, "files": [dict(file) for file in files], "field": field}
-    return statement("location", body)
+    return statement("location", body, after=after)
 
 
 def contamination(evalset: str, partition: str, documents: int) -> Record:

@@ -17,7 +17,7 @@ import contextlib
 import difflib
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,18 @@ class Registry:
                 )
             if found:
                 return str(found[0])
-        raise unknown_name(space, text, names)
+        raise self.unknown(space, text, names)
+
+    def unknown(self, space: str, text: str, known: Mapping[str, Any]) -> NotFound:
+        """Return the error for a name that is not there: it was removed, or never was."""
+        for row in self.select("removed"):
+            if row["kind"] in space and text in (*row["names"], row["label"], row["digest"]):
+                return NotFound(
+                    f"the {row['kind']} {text} was removed",
+                    hint=f"bring it back with: poolreg restore {text}",
+                    name=text,
+                )
+        return unknown_name(space, text, known)
 
     def check_free(
         self, space: str, name: str, target: str | None, *, replace: bool = False
@@ -208,9 +219,27 @@ class Registry:
     def remove(self, space: str, text: str) -> str:
         """Tombstone what `text` names and return its digest; the data stays until gc."""
         digest = self.resolve(space, text)
-        with self.writing():
-            self.record(records.removal(space, digest, removed=True))
+        self.record(self.removal(space, digest, removed=True))
         return digest
+
+    def removal(self, space: str, digest: str, *, removed: bool) -> Record:
+        """Return the record that removes a thing, or restores it, from now on."""
+        last = self._last("last_removal", digest=digest)
+        return records.removal(space, digest, removed=removed, after=last)
+
+    def naming(self, space: str, name: str, target: str, *, parent: str | None = None) -> Record:
+        """Return the record that gives a name its meaning from now on."""
+        last = self._last("last_naming", space=space, label=name)
+        return records.name(space, name, target, parent=parent, after=last)
+
+    def location(self, partition: str, files: Sequence[Mapping[str, Any]], field: str) -> Record:
+        """Return the record that says where a partition's text lies from now on."""
+        last = self._last("last_location", partition=partition)
+        return records.location(partition, files, field, after=last)
+
+    def _last(self, lookup: str, **parameters: str) -> str:
+        """Return when the latest statement of a kind was made; "" if there is none."""
+        return str(self.select(lookup, **parameters)[0]["at"] or "")
 
 
 def unknown_name(space: str, text: str, known: Mapping[str, Any]) -> NotFound:

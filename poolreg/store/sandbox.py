@@ -8,7 +8,9 @@ memory; nothing can be changed, written or loaded.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from poolreg.store.records import Row
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MAX_SQL = 100_000  # characters; the parser takes 5 kB for each of many open brackets
+
 _HINT = "see docs/schema.md for tables and columns"
 _SETTINGS = (
     "SET temp_directory = ''",
@@ -34,6 +38,9 @@ _SETTINGS = (
     "SET memory_limit = '{memory}'",
     "SET lock_configuration = true",
 )
+_ROW = 100  # bytes of a row besides its values
+_NESTED = {dict, list, tuple}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 
 
@@ -55,6 +62,8 @@ def run_sandboxed(
 ) -> Table:  # fmt: skip
     """Lock the connection up, for good, and run a user's SQL in it.
 
+    `memory` bounds what DuckDB works in, and once more what the result takes here. `seconds` are
+    exceeded where DuckDB cannot be interrupted: in planning, and in a function of one giant text.
     Raises `QueryError` with DuckDB's message.
     """
     for setting in _SETTINGS:
@@ -62,7 +71,8 @@ def run_sandboxed(
     _check_reading(connection, sql)
     # In a thread of its own: DuckDB looks for Ctrl-C only now and then, a wait always does.
     with ThreadPoolExecutor(max_workers=1) as worker:
-        result = worker.submit(fetch, connection, sql, list(parameters))
+        most = int(memory[:-2]) * _UNITS[memory[-2:]]
+        result = worker.submit(fetch, connection, sql, list(parameters), most=most)
         try:
             return result.result(timeout=seconds)
         except TimeoutError as error:
@@ -83,6 +93,8 @@ def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise QueryError(
             "the query is not plain text", hint="remove NUL bytes and broken characters"
         )
+    if len(sql) > MAX_SQL:
+        raise QueryError(f"the query is longer than {MAX_SQL} characters", hint=_HINT)
     kinds = duckdb.StatementType
     try:
         found = connection.extract_statements(sql)
@@ -91,6 +103,8 @@ def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         found += [s for text in inner for s in connection.extract_statements(text)]
     except duckdb.Error as error:
         raise _query_error(error) from error
+    except ValueError as error:  # a kind of statement that has no name in Python
+        raise QueryError("only queries are allowed", hint=_HINT) from error
     if not found:
         raise QueryError("there is no statement to run", hint=_HINT)
     for statement in found:
@@ -103,13 +117,14 @@ def _check_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 def fetch(
-    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | Sequence[Any]
-) -> Table:
-    """Run a statement and return all rows; raises `QueryError`."""
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | Sequence[Any],
+    *, most: int | None = None,
+) -> Table:  # fmt: skip
+    """Run a statement and return all rows; raises `QueryError`, too, for `most` bytes of them."""
     try:
         result = connection.execute(sql, parameters or None)
         columns = tuple(column[0] for column in result.description or ())
-        return Table(columns, result.fetchall())
+        return Table(columns, result.fetchall() if most is None else _bounded(result, most))
     except duckdb.InterruptException:
         raise
     except duckdb.Error as error:
@@ -118,6 +133,30 @@ def fetch(
         if "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
             raise KeyboardInterrupt from error
         raise
+
+
+def _bounded(result: duckdb.DuckDBPyConnection, most: int) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    while piece := result.fetchmany(64):
+        flat = {type(value) for row in piece for value in row}.isdisjoint(_NESTED)
+        values = itertools.chain.from_iterable(piece)
+        size += len(piece) * _ROW + sum(map(sys.getsizeof if flat else _size, values))
+        if size > most:
+            raise QueryError(
+                f"Out of Memory: the result takes more than {most} bytes",
+                hint="select fewer columns or rows: LIMIT",
+            )
+        rows += piece
+    return rows
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a value takes, those in it included."""
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return size + sum(map(_size, value)) + sum(map(_size, value.values()))
+    return size + sum(map(_size, value)) if isinstance(value, tuple(_NESTED)) else size
 
 
 def _query_error(error: duckdb.Error) -> QueryError:

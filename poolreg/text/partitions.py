@@ -74,9 +74,9 @@ def add_partition(
     digest = partition_id(scan.content_digest, units)
     name = registry.check_free("partition", name, digest, replace=replace)
     known = bool(registry.select("partition", digest=digest))
-    overlaps = _overlaps_of_partition(registry, digest, scan.digests)
     objects: dict[str, int] = {}
     with registry.writing():
+        overlaps = _overlaps_of_partition(registry, digest, scan.digests)
         body = {
             "content": registry.put(scan.digests, objects),
             "documents": scan.documents,
@@ -86,12 +86,12 @@ def add_partition(
         }
         registry.record(
             records.keyed("partition", digest, body, objects),
-            records.location(digest, [asdict(file) for file in scan.files], field),
-            records.name("partition", name, digest, parent=parent),
-            *([records.removal("partition", digest, removed=False)] if known else []),
+            registry.location(digest, [asdict(file) for file in scan.files], field),
+            registry.naming("partition", name, digest, parent=parent),
+            *([registry.removal("partition", digest, removed=False)] if known else []),
             *(records.contamination(o.evalset, o.partition, o.documents) for o in overlaps),
         )
-    named = tuple(_named(registry, overlap) for overlap in overlaps)
+    named = _named(registry, overlaps)
     return Added(
         name, digest, scan.documents, scan.bytes, scan.duplicates, len(facts), named, not known
     )
@@ -146,9 +146,9 @@ def add_evalset(
     digest = evalset_id(scan.content_digest)
     name = registry.check_free("evalset", name, digest, replace=replace)
     known = bool(registry.select("evalset", digest=digest))
-    overlaps = _overlaps_of_evalset(registry, digest, scan.digests)
     objects: dict[str, int] = {}
     with registry.writing():
+        overlaps = _overlaps_of_evalset(registry, digest, scan.digests)
         texts = list(read_files(files, field=field))
         if corpus.document_digests(texts) != scan.digests:
             raise Refused(
@@ -162,11 +162,11 @@ def add_evalset(
         }
         registry.record(
             records.keyed("evalset", digest, body, objects),
-            records.name("evalset", name, digest),
-            *([records.removal("evalset", digest, removed=False)] if known else []),
+            registry.naming("evalset", name, digest),
+            *([registry.removal("evalset", digest, removed=False)] if known else []),
             *(records.contamination(o.evalset, o.partition, o.documents) for o in overlaps),
         )
-    named = tuple(_named(registry, overlap) for overlap in overlaps)
+    named = _named(registry, overlaps)
     return Added(name, digest, scan.documents, scan.bytes, scan.duplicates, 0, named, not known)
 
 
@@ -189,17 +189,24 @@ def _overlaps_of_evalset(registry: Registry, digest: str, digests: bytes) -> lis
 
 
 def _whole(registry: Registry, lookup: str) -> list[dict[str, Any]]:
-    # A pool that was pulled may lack what the place that it came from did not hold.
+    # A pool that was pulled may lack what the place that it came from did not hold, and what was
+    # removed may have been collected: it comes back only by being added, which looks here again.
     return [row for row in registry.select(lookup) if registry.objects.has(row["content"])]
 
 
-def _named(registry: Registry, overlap: Overlap) -> Overlap:
+def _named(registry: Registry, overlaps: Sequence[Overlap]) -> tuple[Overlap, ...]:
+    """Return overlaps for people: with names, and of what is not removed."""
+    removed = {row["digest"] for row in registry.select("removed")}
     evalsets = {digest: name for name, digest in registry.names("evalset").items()}
     partitions = {digest: name for name, digest in registry.names("partition").items()}
-    return Overlap(
-        evalsets.get(overlap.evalset, overlap.evalset[:12]),
-        partitions.get(overlap.partition, overlap.partition[:12]),
-        overlap.documents,
+    return tuple(
+        Overlap(
+            evalsets.get(overlap.evalset, overlap.evalset[:12]),
+            partitions.get(overlap.partition, overlap.partition[:12]),
+            overlap.documents,
+        )
+        for overlap in overlaps
+        if not removed & {overlap.evalset, overlap.partition}
     )
 
 

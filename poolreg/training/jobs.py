@@ -24,7 +24,6 @@ from poolreg.mixture import Atom, Mixture
 from poolreg.models.resolve import Resolver, seed_named
 from poolreg.models.stored import AddedModel, Run, add_model, stored_folder
 from poolreg.progress import SILENT, Progress
-from poolreg.store import records
 from poolreg.store.registry import Registry
 from poolreg.text.partitions import unit_text
 from poolreg.training.recipe import Hyperparameters, Role, TrainingRecipe
@@ -225,7 +224,7 @@ def _name(registry: Registry, name: str, digest: str) -> None:
     name = registry.check_free("model", name, digest, replace=True)
     if registry.names("model").get(name) != digest:
         with registry.writing():
-            registry.record(records.name("model", name, digest))
+            registry.record(registry.naming("model", name, digest))
 
 
 def _known(registry: Registry, job: Job) -> Trained | None:
