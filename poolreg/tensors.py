@@ -42,6 +42,7 @@ NUMPY_DTYPES = {
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
+_MAX_VALUES = 15 * MAX_TENSORS  # in a header; a tensor of four dimensions has 10
 MAX_NAME = 1024
 MAX_DIMENSIONS = 32  # what numpy 1 can hold
 MAX_ELEMENTS = 1 << 56
@@ -149,6 +150,9 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
 def _parse(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise _Fault("the header is not a JSON object")
+    # Before they are read: a value of two bytes takes a hundred in memory.
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise _Fault(f"the header holds more than {_MAX_VALUES} values")
     try:
         fields: dict[str, Any] = json.loads(
             text.decode("utf-8"),

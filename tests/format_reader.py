@@ -160,7 +160,10 @@ class PoolReader:
     def _fact(self, r: Record) -> str:
         return digest({"kind": r.kind, "body": r.body})
 
-    _run = _task_score = _fact
+    _task_score = _fact
+
+    def _run(self, r: Record) -> str:
+        return r.id if r.id == self._statement(r) else self._fact(r)
 
     def _body(self, r: Record) -> str:
         return digest(r.body)

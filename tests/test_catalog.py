@@ -1,5 +1,4 @@
 import binascii
-import dataclasses
 import math
 import os
 import re
@@ -9,15 +8,14 @@ import sys
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from poolreg.schema import statements
 
 from poolreg.canonical import canonical_json, digest_of, sha256
-from poolreg.errors import Damage, QueryError, StorageError, UnknownFormat
-from poolreg.store import indexing, records, sandbox
+from poolreg.errors import Damage, StorageError, UnknownFormat
+from poolreg.store import indexing, records
 from poolreg.store.catalog import Catalog
 from poolreg.store.journal import Journal, Record
 from poolreg.store.registry import Registry
@@ -1060,197 +1058,3 @@ def test_correlation(small):
     found = query(small, "correlation", "evalset", "budget", "references")
     assert sorted(found) == [("code", "same", 1), ("code", "sum", 1), ("wiki", "same", 1),
                              ("wiki", "sum", 1)]  # fmt: skip
-
-
-# -- the sandbox ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def playground(tmp_path_factory):
-    """A pool, a folder with files to be read, and an own home folder."""
-    base = tmp_path_factory.mktemp("playground")
-    (base / "home").mkdir()
-    (base / "f.csv").write_text("a,b\n1,2\n")
-    with duckdb.connect(base / "o.duckdb") as other:
-        other.execute("CREATE TABLE secret AS SELECT 42 AS answer")
-    registry = Registry.create(base / "pool")
-    add_names(registry, "a")
-    registry.catalog.refresh()
-    registry.close()
-    return registry
-
-
-def files_of(folder: Path) -> dict[Path, bytes | None]:
-    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
-
-
-FORBIDDEN = [
-    "COPY names TO '{base}/out.csv'",
-    "COPY (SELECT 1) TO '{base}/out.parquet'",
-    "COPY (SELECT 1) TO '{pool}'",
-    "COPY (SELECT 1) TO '{pool}' (FORMAT csv, USE_TMP_FILE false)",
-    "COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "explain -- x\n analyze copy (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "SELECT 1; COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv)",
-    "COPY (PIVOT names ON space USING count(*)) TO '{pool}.wal' (FORMAT csv)",
-    "PREPARE p AS COPY (SELECT 1) TO '{pool}.wal' (FORMAT csv); EXECUTE p",
-    "COPY FROM DATABASE pool TO memory",
-    "ATTACH '{base}/o.duckdb'",
-    "ATTACH '{base}/new.duckdb' AS n",
-    "ATTACH '{base}/o.duckdb' (READ_ONLY)",
-    "ATTACH ':memory:' AS m",
-    "USE memory",
-    "USE memory; DETACH pool; ATTACH '{pool}' AS p; CREATE TABLE p.t (a INTEGER)",
-    "DETACH pool",
-    "SELECT * FROM read_text('{base}/f.csv')",
-    "SELECT * FROM read_blob('{base}/f.csv')",
-    "SELECT * FROM read_csv('{base}/f.csv')",
-    "SELECT * FROM read_json('{base}/f.csv')",
-    "SELECT * FROM read_parquet('{base}/f.csv')",
-    "SELECT * FROM sniff_csv('{base}/f.csv')",
-    "SELECT * FROM read_duckdb('{base}/o.duckdb', table_name='secret')",
-    "SELECT * FROM glob('{base}/*')",
-    "SELECT * FROM '{base}/f.csv'",
-    "SELECT * FROM query('FROM read_text(''{base}/f.csv'')')",
-    "SELECT * FROM read_text('https://example.org/')",
-    "INSTALL httpfs",
-    "FORCE INSTALL httpfs FROM 'https://example.org'",
-    "LOAD httpfs",
-    "LOAD '{base}/x.duckdb_extension'",
-    "SET threads = 1",
-    "SET GLOBAL enable_external_access = true",
-    "RESET enable_external_access",
-    "SET lock_configuration = false",
-    "SET VARIABLE a = 1",
-    "EXPORT DATABASE '{base}/out'",
-    "IMPORT DATABASE '{base}/out'",
-    "CREATE TABLE t (a INTEGER)",
-    "CREATE TABLE pool.main.t AS SELECT 1",
-    "CREATE TABLE memory.main.t AS SELECT 1",
-    "CREATE TEMP TABLE t AS SELECT 1",
-    "CREATE VIEW v AS SELECT 1",
-    "CREATE MACRO f(x) AS x",
-    "CREATE PERSISTENT SECRET s (TYPE s3)",
-    "INSERT INTO names (name) VALUES ('x')",
-    "WITH t AS (INSERT INTO names (name) VALUES ('x') RETURNING name) SELECT * FROM t",
-    "UPDATE names SET name = 'x'",
-    "DELETE FROM names",
-    "TRUNCATE names",
-    "DROP TABLE names",
-    "ALTER TABLE names ADD COLUMN x INTEGER",
-    "COMMENT ON TABLE names IS 'x'",
-    "PRAGMA profiling_output = '{base}/p.json'",
-    "PRAGMA enable_profiling = 'json'",
-    "CALL enable_logging('QueryLog', storage = 'file', storage_path = '{base}/logs')",
-    "SELECT * FROM enable_logging('QueryLog', storage = 'file', storage_path = '{base}/logs')",
-    "CHECKPOINT",
-    "FORCE CHECKPOINT",
-    "SELECT * FROM force_checkpoint('pool')",
-    "VACUUM",
-    "ANALYZE",
-    "BEGIN",
-    "SELECT * FROM arrow_here",
-    "SELECT getenv('HOME')",
-    "",
-    "   ",
-    ";",
-    "-- nothing",
-    "SELEC 1",
-    "SELECT * FROM nothing",
-    "SELECT 1/0 FROM nothing",
-    "SELECT 'x'::INTEGER",
-    "SELECT ?",
-    "SELECT $x",
-    "SELECT '\0'",
-    "\ud800",
-]
-
-
-def hint_free(base: Path, pool: Path, sql: str) -> str:
-    return sql.replace("{base}", str(base)).replace("{pool}", str(pool))
-
-
-@pytest.mark.parametrize("sql", FORBIDDEN, ids=range(len(FORBIDDEN)))
-def test_what_the_sandbox_refuses(playground, monkeypatch, sql):
-    base = playground.root.parent
-    monkeypatch.chdir(base)
-    monkeypatch.setenv("HOME", str(base / "home"))
-    # Where DuckDB would look for Python variables: in the module that runs the query.
-    monkeypatch.setattr(sandbox, "arrow_here", pa.table({"a": [1, 2, 3]}), raising=False)
-    before = files_of(base)
-    with pytest.raises(QueryError) as caught:
-        playground.catalog.sandbox(hint_free(base, playground.catalog.path, sql))
-    assert caught.value.exit_code == 1
-    assert files_of(base) == before
-
-
-@pytest.mark.parametrize(
-    ("sql", "count"),
-    [
-        ("SELECT 1", 1), ("FROM names", 1), ("TABLE names", 1), ("VALUES (1), (2)", 2),
-        ("WITH x AS (SELECT 1 AS a) SELECT a FROM x UNION ALL SELECT 2", 2), ("(SELECT 1)", 1),
-        ("DESCRIBE names", 7), ("SUMMARIZE names", 7), ("SHOW TABLES", None),
-        ("EXPLAIN SELECT 1", 1), ("EXPLAIN ANALYZE FROM names", 1), ("explain analyze select 1", 1),
-        ("SELECT 1; SELECT 2 UNION ALL SELECT 3;", 2), ("-- first\nSELECT 1", 1),
-        ("PIVOT names ON space IN ('model') USING count(*)", None),
-        ("SELECT name FROM names WHERE name = 'a'", 1),
-        ("SELECT perplexity(1.0, 1), bits_per_byte(1.0, 1), loss(1.0, 1)", 1),
-    ],
-)  # fmt: skip
-def test_what_it_allows(playground, sql, count):
-    rows = playground.catalog.sandbox(sql).rows
-    assert rows
-    assert count is None or len(rows) == count
-
-
-def test_parameters(playground):
-    table = playground.catalog.sandbox("SELECT ? AS x, ? AS y", parameters=["'; DROP", None])
-    assert table.dicts() == [{"x": "'; DROP", "y": None}]
-    for parameters in ([], [1, 2, 3], [object(), 1]):
-        with pytest.raises(QueryError):
-            playground.catalog.sandbox("SELECT ?, ?", parameters=parameters)
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t) SELECT count(*) FROM t",
-        "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE (a.range * b.range) % 7 = 3",
-        "SELECT * FROM range(1000000000000)",
-    ],
-)
-def test_an_endless_query_is_stopped(playground, sql):
-    with pytest.raises(QueryError, match=r"longer than 0\.3 seconds"):
-        playground.catalog.sandbox(sql, seconds=0.3)
-    assert playground.catalog.sandbox("SELECT 1").rows == [(1,)]
-
-
-def test_a_query_that_needs_much_memory_is_refused_and_spills_nothing(playground, monkeypatch):
-    base = playground.root.parent
-    monkeypatch.chdir(base)
-    before = files_of(base)
-    sql = "SELECT list(md5(range::VARCHAR)) FROM range(3000000)"
-    with pytest.raises(QueryError, match="Memory"):
-        playground.catalog.sandbox(sql, memory="40MB")
-    assert files_of(base) == before
-    place = playground.catalog.sandbox("SELECT current_setting('temp_directory')").rows
-    assert place == [("",)]
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.text(max_size=30) | st.lists(st.sampled_from(
-    ["SELECT", "FROM", "names", "WHERE", "COPY", "TO", "'x'", "(", ")", "*", ",", ";", "EXPLAIN", "ANALYZE", "WITH", "a", "AS", "1", "?", "$1", "--", "PIVOT", "ON"]
-), max_size=8).map(" ".join))  # fmt: skip
-@example("EXPLAIN")
-@example("EXPLAIN EXPLAIN SELECT 1")
-def test_any_text_is_a_query_or_refused(playground, sql):
-    try:
-        table = playground.catalog.sandbox(sql, seconds=5)
-    except QueryError:
-        return
-    assert dataclasses.is_dataclass(table)

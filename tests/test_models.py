@@ -193,6 +193,16 @@ def test_the_latest_model_of_a_unit_counts(tiny, pool, tmp_path):
     assert pool.resolve("alpha").digest == before
 
 
+def test_a_model_of_a_unit_that_is_added_again_stands_again(tiny, pool, tmp_path):
+    other = unit_folder(tmp_path / "other", tiny.seed, 99)
+    folders = [tiny.units["alpha", 1], other, tiny.units["alpha", 1], tiny.units["alpha", 1], other]
+    for folder in folders:
+        added = pool.add_model(folder, role="unit", partition="alpha", seed="base", tokens=100)
+        assert pool.resolve("alpha").digest == added.digest
+    rows = pool.sql("SELECT model, count(*) FROM runs WHERE role = 'unit' GROUP BY model").rows
+    assert sorted(count for _, count in rows) == [1, 1, 1, 1, 1, 2, 2]  # not one more than needed
+
+
 def test_names_move_only_when_told(tiny, pool, tmp_path):
     folder = unit_folder(tmp_path / "u", tiny.seed, 50)
     with pytest.raises(Conflict, match="'base' is taken"):

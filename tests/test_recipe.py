@@ -136,8 +136,13 @@ MISTAKES = {  # recipe: what the message must say, what the hint must say
     '[tokenizer]\nfolder = ""': ("[tokenizer] folder must be a text", ""),
     '[tokenizer]\nfolder = "a"\nvocab_size = 300': ("gives both vocab_size and folder", ""),
     "[unit": ("is not TOML", ""),
-    f"[unit]\nlr = {'1' * 5000}": ("is not TOML", ""),
-    f"[unit]\nlr = {'[' * 5000}": ("is not TOML", ""),
+    f"[unit]\nlr = {'[' * 1900}": ("is not TOML", ""),
+    f"[unit]\nlr = {'1' * 1900}": ("[unit] lr must be", ""),
+    f"[unit]\nlr = {'1' * 5000}": ("has a line of more than", "break long arrays"),
+    f"[model]\n{'a.' * 5000}a = 1": ("has a line of more than", ""),  # its memory was all there is
+    f"[{'x' * 1900}]": ("no table [xxx", "valid here"),
+    '["\\u001b[2J"]': ("no table ['\\x1b[2J']", ""),
+    "[tokenizer]\nfolder = '~nobody here'": ("a home folder that is not there: ~nobody", ""),
     "[unit]\nlr = 1\nlr = 2": ("is not TOML", ""),
 }
 

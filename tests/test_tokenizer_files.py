@@ -296,7 +296,7 @@ def test_files_that_are_not_what_they_should_be(copy: Path, name: str, text: str
     [
         {"model": None}, {"model": 3}, {"post_processor": []}, {"post_processor": {"type": 1}},
         {"post_processor": {"type": "TemplateProcessing", "single": [3]}}, {"pre_tokenizer": "x"},
-        {"model": {"merges": [1, None, {}]}}, {"added_tokens": None},
+        {"model": {"merges": [1, None, {}]}}, {"model": {"merges": None}}, {"added_tokens": None},
     ],
 )  # fmt: skip
 def test_odd_contents_still_have_a_digest(saved: Path, copy: Path, change: dict[str, Any]) -> None:

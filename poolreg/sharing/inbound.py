@@ -115,6 +115,12 @@ def _of_content(record: Record) -> str:
     return digest_of({"kind": record.kind, "body": record.body})
 
 
+def _of_run(record: Record) -> str:
+    """A run is said with its time where it is said again, so that its model stands again."""
+    again = digest_of({"kind": record.kind, "body": record.body, "at": record.at})
+    return record.id if record.id == again else _of_content(record)
+
+
 def _of_statement(record: Record) -> str:
     body = record.body
     if body["kind" if record.kind == "removal" else "space"] not in SPACES:
@@ -188,6 +194,7 @@ def _body_digest(record: Record) -> str:
 _IDENTITY: Mapping[str, Callable[[Record], Any]] = {
     "name": _of_statement,
     "removal": _of_statement,
+    "run": _of_run,
     "partition": _of_partition,
     "evalset": _of_evalset,
     "contamination": _body_digest,

@@ -165,6 +165,6 @@ class _Loader:
         ) as error:  # fmt: skip
             raise Damage(
                 f"a record for {table} has a field of the wrong type: {error}",
-                hint="remove the segment that was not written by poolreg from journal/",
+                hint="something else than poolreg wrote it; see in which segment: poolreg verify",
             ) from error
         self.connection.unregister("batch")

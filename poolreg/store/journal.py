@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from poolreg.files import storage_errors, sync_folder
 
 VERSION = 1
 MAX_LINE = 64 << 20
+MAX_VALUES = 4_000_000  # in one line; each takes far more memory than its two bytes
+_LONG = 1 << 20
 SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,120}\.jsonl")
 
 
@@ -205,6 +208,10 @@ def _stamped(record: Record, at: str) -> Record:
     return Record(record.kind, record.id, record.body, record.objects, at)
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _damage(segment: str, offset: int, why: str) -> Damage:
     return Damage(
         f"the journal is damaged: {why} (journal/{segment}, byte {offset})",
@@ -219,12 +226,15 @@ def parse(line: bytes, segment: str, offset: int) -> Record:
     crc, _, data = line[:-1].partition(b" ")
     if b"%08x" % binascii.crc32(data) != crc:
         raise _damage(segment, offset, "a line does not match its checksum")
+    if len(data) > _LONG and sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise _damage(segment, offset, f"a line holds more than {MAX_VALUES} values")
     try:
-        fields = json.loads(data)
-        if (version := fields["v"]) != VERSION:
+        fields = json.loads(data, parse_constant=_refuse)
+        version = fields["v"]
+        if type(version) is not int or version != VERSION:
             raise UnknownFormat(
-                f"journal/{segment} holds records of format {version!r}; this poolreg reads "
-                f"format {VERSION}",
+                f"journal/{segment} holds records of format {reprlib.repr(version)}; "
+                f"this poolreg reads format {VERSION}",
                 hint="install a newer poolreg",
             )
         kind, identity, at = fields["kind"], fields["id"], fields["at"]

@@ -120,7 +120,7 @@ def rows(record: Record) -> Iterator[tuple[str, Row]]:
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise Damage(
             f"a {record.kind} record lacks or mistypes a field: {error}",
-            hint="the segment was written by something else than poolreg; remove it from journal/",
+            hint="something else than poolreg wrote it; see in which segment: poolreg verify",
             record=record.id,
         ) from error
 

@@ -160,7 +160,10 @@ def _size(value: Any) -> int:
 
 
 def _query_error(error: duckdb.Error) -> QueryError:
-    return QueryError(str(error).partition("\n\nStack Trace:")[0], hint=_HINT)
+    said = str(error).partition("\n\nStack Trace:")[0]
+    if "pytz" in said:
+        said = "a time with a time zone cannot be shown; cast it: now()::TIMESTAMP"
+    return QueryError(said, hint=_HINT)
 
 
 # -- the databases that it stands around -----------------------------------------------------

@@ -23,6 +23,9 @@ from poolreg.files import read_capped
 
 Role = Literal["seed", "unit", "reference"]
 
+MAX_RECIPE = 64 << 10  # bytes; the default recipe has 1,400
+MAX_LINE = 2000  # bytes; for a key of n dots tomllib takes memory in proportion to n squared
+
 DEFAULT_RECIPE = """\
 # A Llama of 0.17 million parameters that trains in seconds on a CPU.
 [model]                    # any causal model type of transformers, with its sizes
@@ -184,7 +187,10 @@ def load_recipe(path: Path) -> TrainingRecipe:
     Raises `ConfigError` for a file that cannot be read or is not TOML, and for every unknown
     table or key, wrong type or impossible value in it.
     """
-    data = read_capped(path, 1 << 20, error=ConfigError, what="the recipe")
+    data = read_capped(path, MAX_RECIPE, error=ConfigError, what="the recipe")
+    if max(map(len, data.split(b"\n"))) > MAX_LINE:
+        message = f"the recipe {path} has a line of more than {MAX_LINE} bytes"
+        raise ConfigError(message, hint="break long arrays into lines", path=str(path))
     try:
         tables = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -205,11 +211,15 @@ def nearest(word: str, valid: Collection[str]) -> str:
     return f"{meant}valid here: {', '.join(sorted(valid))}"
 
 
+def _shown(word: str) -> str:
+    return (word if word.isprintable() else repr(word))[:100]
+
+
 def _recipe(tables: Mapping[str, Any], folder: Path) -> TrainingRecipe:
     for name, table in tables.items():
         if name not in _TABLES:
             hint = nearest(name, _TABLES)
-            raise ConfigError(f"there is no table [{name}]", hint=hint, table=name)
+            raise ConfigError(f"there is no table [{_shown(name)}]", hint=hint, table=name)
         if not isinstance(table, dict):
             raise ConfigError(f"{name} must be a table: [{name}]", table=name)
     default = tomllib.loads(DEFAULT_RECIPE)
@@ -218,10 +228,18 @@ def _recipe(tables: Mapping[str, Any], folder: Path) -> TrainingRecipe:
     tokenizer = _read("tokenizer", tables.get("tokenizer", default["tokenizer"]), _TOKENIZER)
     _one_of_two("tokenizer", tokenizer, "vocab_size", "folder")
     if "folder" in tokenizer:
-        tokenizer["folder"] = folder / Path(tokenizer["folder"]).expanduser()
+        tokenizer["folder"] = folder / _expanded(tokenizer["folder"])
     elif not tokenizer:
         raise ConfigError("[tokenizer] is empty", hint="give vocab_size or folder")
     return TrainingRecipe(model, TokenizerRecipe(**tokenizer), _roles(default, tables))
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name, where nobody has that name
+        words = f"[tokenizer] folder is in a home folder that is not there: {_shown(text)}"
+        raise ConfigError(words, table="tokenizer", key="folder") from error
 
 
 def _roles(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[Role, Hyperparameters]:
@@ -258,7 +276,7 @@ def _read(name: str, table: Mapping[str, Any], rules: Mapping[str, _Rule]) -> di
     for key, value in table.items():
         if key not in rules:
             hint = nearest(key, rules)
-            raise ConfigError(f"[{name}] has no key {key}", hint=hint, table=name, key=key)
+            raise ConfigError(f"[{name}] has no key {_shown(key)}", hint=hint, table=name, key=key)
         clean[key] = rules[key].clean(value)
         if clean[key] is None:
             words = f"[{name}] {key} must be {rules[key].words}, not {reprlib.repr(value)}"
@@ -281,5 +299,7 @@ def _check_model(model: Mapping[str, Any]) -> None:
         try:
             canonical_json(value)
         except Refused as error:
-            words = f"[model] {key} cannot be stored in a model's config: {reprlib.repr(value)}"
+            words = (
+                f"[model] {_shown(key)} cannot be stored in a model's config: {reprlib.repr(value)}"
+            )
             raise ConfigError(words, table="model", key=key) from error

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 MAX_CONFIG = 4 << 20  # bytes
-MAX_INDEX = 64 << 20
+MAX_INDEX = 32 << 20  # of a model of 100,000 tensors it has 10 MB
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -256,7 +256,9 @@ def _read_index(folder: Path, names: set[str]) -> dict[str, str]:
             raise Refused(f"{path} {reason}", hint=_AGAIN, path=str(path))
         if shard not in names:
             raise Refused(
-                f"{folder} is incomplete: {shard} is missing", hint=_AGAIN, path=str(folder / shard)
+                f"{folder} is incomplete: {shard[:100]} is missing",
+                hint=_AGAIN,
+                path=str(folder / shard),
             )
     if _WEIGHTS in names and _WEIGHTS not in placed.values():
         raise _ambiguous(folder, [_WEIGHTS, _INDEX])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,16 +16,29 @@ from poolreg.errors import Refused
 from poolreg.files import read_capped
 
 MAX_DEPTH = 64  # no real config or tokenizer is half as deep; Python recurses to about 1000
+# The smallest values take 2 bytes in a file and 100 in memory. The largest tokenizer in use has
+# 2 million of them, half of what may stand in one.
+_BYTES_A_VALUE = 16
 
 
 def read_object(path: Path, limit: int) -> dict[str, Any]:
     """Return the JSON object in a file of at most `limit` bytes.
 
-    Raises `Refused`, naming the file, when it holds anything else.
+    Raises `Refused`, naming the file, when it holds anything else, or so many values that they
+    would take far more memory than the file has bytes.
     """
     data = read_capped(path, limit, error=Refused, what=path.name)
+    if sum(map(data.count, (b",", b"[", b"{"))) > limit // _BYTES_A_VALUE:
+        raise _refusal(path, f"holds more than {limit // _BYTES_A_VALUE} values")
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_finite, parse_constant=_no_number)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+        if b"\\ud" in data or b"\\uD" in data:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone half of a character
     except (ValueError, RecursionError) as error:
         raise _refusal(path, f"is not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -71,6 +85,14 @@ def _deeper(value: Any, levels: int) -> bool:
         return True
     items = value.values() if isinstance(value, dict) else value
     return any(_deeper(item, levels - 1) for item in items if isinstance(item, dict | list))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:100]!r} stands there twice")
+    return result
 
 
 def _finite(text: str) -> float:

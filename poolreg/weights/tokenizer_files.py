@@ -17,7 +17,7 @@ from poolreg.errors import NotFound, Refused
 from poolreg.files import read_capped, storage_errors
 from poolreg.weights.hf_json import read_object, refuse_code
 
-MAX_TOKENIZER = 256 << 20  # bytes of one file; the largest in use have about 40 MB
+MAX_TOKENIZER = 64 << 20  # bytes of one file; the largest in use have about 40 MB
 MAX_CONFIG = 16 << 20
 
 _WHOLE = "tokenizer.json"
@@ -131,7 +131,7 @@ def _model(model: Any) -> Any:
         if item is None or item is False or (bpe and item == "")  # an affix of no characters
     }
     model = {key: item for key, item in model.items() if key not in off}
-    if bpe and isinstance(model["merges"], list):
+    if bpe and isinstance(model.get("merges"), list):
         model |= {"type": "BPE", "merges": [_pair(merge) for merge in model["merges"]]}
     return model
 
