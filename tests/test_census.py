@@ -16,6 +16,7 @@ from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.upkeep.census import Counter, census
+from poolreg.upkeep.verify import verify
 
 T = "2026-01-01T00:00:00.00000{}Z"
 A, B, C = (sha256(text) for text in (b"a", b"b", b"c"))
@@ -208,3 +209,24 @@ def test_of_a_real_pool(pool, tiny, tmp_path):
     after = census(registry)
     assert set(after.dead) == {key(weights)}  # the tokenizer and the configuration are shared
     assert after.live == before.live
+
+
+def test_statistics_of_a_living_model_may_be_missing(tiny, pool):
+    registry = pool.registry
+    model = registry.names("model")["base"]
+    text = registry.names("evalset")["alpha"]
+    with registry.writing():
+        objects: dict[str, int] = {}
+        digest = registry.put(b"gathered", objects)
+        body = {
+            "subject": model, "text": text, "text_kind": "evalset", "protocol": "0" * 64,
+            "token_limit": 1, "tokens": 1, "held_out_tokens": 1, "largest": 1, "condition": 1.0,
+            "windows": digest, "layers": [], "seconds": 1.0,
+        }  # fmt: skip
+        registry.record(records.keyed("calibration", "c" * 64, body, objects))
+    found = census(registry)
+    assert found.spare == {bytes.fromhex(digest)} <= found.live.keys()
+    registry.objects.path(digest).unlink()
+    verdict = verify(registry)
+    assert verdict.collected == 1
+    assert not [finding for finding in verdict.findings if finding.kind == "object"]

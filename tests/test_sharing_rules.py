@@ -263,17 +263,6 @@ def test_code_of_others_is_allowed_on_this_machine_only(hub, tiny, tmp_path):
             third.pull("me/again")
 
 
-def test_verify_tells_what_was_left_from_what_was_lost(hub, pushed, tiny, tmp_path):
-    with Pool.create(tmp_path / "b") as other:
-        other.pull(REPO, results_only=True)
-        other.add_model(pools.unit_folder(tmp_path / "own", tiny.seed, 44), name="own")
-        found = other.verify()
-        assert (found.findings, found.elsewhere) == ((), 7)
-        other.registry.objects.path(weights(other, "own")).unlink()
-        (finding,) = other.verify().findings
-        assert finding.problem == "missing"
-
-
 def test_two_places_do_not_share_what_is_on_its_way(hub, pushed, tiny, tmp_path):
     from hub import Fault
 

@@ -49,7 +49,8 @@ class Census:
     """What the records of a journal name; objects stand as the 32 bytes of their digests.
 
     `live` and `dead` are disjoint. `weights` are weights files of models, `left` are objects that
-    a partial pull left where they came from. `tombstones` says since when something is removed,
+    a partial pull left where they came from, `spare` are statistics that are gathered again where
+    they are missed. `tombstones` says since when something is removed,
     `names` what each name stands for, `known` all partitions, evalsets and models, `builds` how
     kept merges were made, by model, and `places` where other copies may be, newest first.
     """
@@ -59,6 +60,7 @@ class Census:
     dead: dict[bytes, Dead]
     weights: set[bytes]
     left: set[bytes]
+    spare: set[bytes]
     tombstones: dict[Thing, str]
     names: dict[Thing, str]
     known: set[Thing]
@@ -102,6 +104,7 @@ class Counter:
     live: dict[bytes, int] = field(default_factory=dict)
     weights: set[bytes] = field(default_factory=set)
     left: set[bytes] = field(default_factory=set)
+    spare: set[bytes] = field(default_factory=set)
     known: set[Thing] = field(default_factory=set)
     builds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     _places: dict[tuple[str, str, str | None], str] = field(default_factory=dict)
@@ -135,6 +138,8 @@ class Counter:
         if kind == "model":
             files = body["files"]
             self.weights.update(_key(f["object"]) for f in files if f["role"] == "weights")
+        elif kind == "calibration":
+            self.spare.update(objects)
         elif kind == "removal":
             said = (_time(record.at), record.id, _truth(body["removed"]))
             _keep(self._removals, (body["kind"], body["target"]), said)
@@ -166,7 +171,7 @@ class Counter:
         places = (Known(at, *spot) for spot, at in self._places.items())
         names = {spot: target for spot, (_, _, target) in self._namings.items()}
         return Census(
-            self.records, self.live, dead, self.weights, self.left, tombstones, names,
+            self.records, self.live, dead, self.weights, self.left, self.spare, tombstones, names,
             self.known, self.builds, tuple(sorted(places, key=lambda place: place.at)[::-1]),
         )  # fmt: skip
 

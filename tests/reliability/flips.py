@@ -9,6 +9,8 @@ of the journal, the catalog and FORMAT. Each time the pool is verified in full, 
     silent      verify found nothing, and something is different: must be 0
     repaired    of the detected: after --repair verify finds nothing, and nothing is lost
     alone       ... and that without the other copy that was pushed
+    notes lost  of the detected: as repaired, but for what never leaves a machine (where texts lie,
+                what was pushed and pulled, whose code is trusted); the loss is told
     loss told   of the detected: after --repair what could not be brought back is told
 
     python tests/reliability/flips.py --tries 200
@@ -34,13 +36,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import pools
 
 from poolreg import Pool
+from poolreg.sharing.contents import STAYING
 from poolreg.store.sandbox import peek
 from poolreg.upkeep.repair import repair
 from poolreg.upkeep.verify import Depth, open_damaged, verify
 
 PLACES = ("objects", "journal", "catalog", "FORMAT")
 HOW = ("flip", "cut", "delete")
-COLUMNS = ("tried", "detected", "harmless", "silent", "repaired", "alone", "loss told")
+COLUMNS = (
+    "tried",
+    "detected",
+    "harmless",
+    "silent",
+    "repaired",
+    "alone",
+    "notes lost",
+    "loss told",
+)
 DEPTH = Depth(full=True, merges=0)  # merges come from objects, which are all hashed
 
 
@@ -141,24 +153,28 @@ def trial(root: Path, scratch: Path, place: str, how: str, *, draw: random.Rando
         found["harmless" if same else "silent"] += 1
         return found, done
     found["detected"] += 1
-    after, complete = outcome(copy, whole)
-    if not after.findings and complete:
+    after, lost = outcome(copy, whole)
+    if not after.findings and not lost:
         found["repaired"] += 1
         found["alone"] += not any(" from file://" in mended.done for mended in after.mended)
+    elif not after.findings and lost <= STAYING:
+        found["notes lost"] += 1
     elif after.findings or any("lost" in mended.done for mended in after.mended):
         found["loss told"] += 1
     return found, done
 
 
-def outcome(root: Path, whole: tuple[Any, ...]) -> tuple[Any, bool]:
-    """Repair; returns the verdict, and whether all records and objects are there."""
+def outcome(root: Path, whole: tuple[Any, ...]) -> tuple[Any, set[str]]:
+    """Repair; returns the verdict, and the kinds of records and objects that are not there."""
     registry = open_damaged(root)
     after = repair(registry, DEPTH)
     registry.close()
-    complete = records_of(root) >= whole[0]
+    lost = {kind for kind, _ in whole[0] - records_of(root)}
     if not after.findings:
-        complete = complete and objects_of(root).items() >= whole[1].items()
-    return after, complete
+        named = objects_of(root)
+        gone = [d for d, data in whole[1].items() if named.get(d, data) != data]
+        lost |= {"object"} if gone else set()
+    return after, lost
 
 
 # -- the command -----------------------------------------------------------------------------
