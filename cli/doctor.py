@@ -22,7 +22,7 @@ def doctor(torch: bool, folder: str | None, form: str) -> None:
     rests on; who is at the pool's locks; what broken-off work left; catalog and clock. Changes
     nothing, works on a read-only pool, and without a pool. Ends with code 3 where something failed.
     """
-    from poolreg.upkeep.doctor import doctor as check
+    from poolreg.doctor.examination import doctor as check
 
     found = check(folder, torch=torch)
     rows = [vars(line) for line in found]

@@ -15,7 +15,7 @@ from .progress import bar
 from .tables import FINDINGS, MENDED
 
 if TYPE_CHECKING:
-    from poolreg.upkeep.findings import Verdict
+    from poolreg.verification.findings import Verdict
 
 _EXAMPLES = examples(
     "poolreg verify",
@@ -52,7 +52,7 @@ def verify(folder: str | None, form: str, **depth: Any) -> None:
     and the journal, or fetches it from where the pool was pushed or pulled. Nothing is deleted.
     """
     from poolreg.pool import Pool
-    from poolreg.upkeep.verify import open_damaged
+    from poolreg.verification.verify import open_damaged
 
     limited = depth["resume"] or depth["max_seconds"] is not None or depth["sample"] != "1/1"
     if limited and not depth["full"]:

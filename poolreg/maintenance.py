@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
-    from poolreg.upkeep.checks import Check
+    from poolreg.doctor.checks import Check
     from poolreg.upkeep.collection import Plan
     from poolreg.upkeep.compact import Compacted
-    from poolreg.upkeep.findings import Verdict
     from poolreg.upkeep.removal import Removed, Restorable, Restored
     from poolreg.upkeep.stats import Stats
+    from poolreg.verification.findings import Verdict
 
 
 class Maintenance:
@@ -37,9 +37,9 @@ class Maintenance:
         `sample` N/T of all objects, makes at most `merges` kept merges again, and compares the
         catalog with one made anew; for `max_seconds`, after which `resume` goes on.
         """
-        from poolreg.upkeep.hashing import Part
-        from poolreg.upkeep.repair import repair as mended
-        from poolreg.upkeep.verify import Depth, verify
+        from poolreg.verification.hashing import Part
+        from poolreg.verification.repair import repair as mended
+        from poolreg.verification.verify import Depth, verify
 
         depth = Depth(headers, full, Part.parse(sample), merges, max_seconds, resume)
         return (mended if repair else verify)(self.registry, depth, progress=progress)
@@ -60,7 +60,7 @@ class Maintenance:
 
     def doctor(self, *, torch: bool = False) -> list[Check]:
         """Check versions, disk, file system, locks and clock around the pool."""
-        from poolreg.upkeep.doctor import examine
+        from poolreg.doctor.examination import examine
 
         return examine(self.registry, torch=torch)
 

@@ -18,15 +18,15 @@ from types import SimpleNamespace
 import pytest
 
 from poolreg import Pool
+from poolreg.doctor import environment, filesystem, holders
+from poolreg.doctor import examination as check_up
+from poolreg.doctor.checks import Check
+from poolreg.doctor.examination import doctor
+from poolreg.doctor.holders import Line
 from poolreg.errors import NoPool
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.staging import working_folder
-from poolreg.upkeep import doctor as check_up
-from poolreg.upkeep import environment, filesystem, holders
-from poolreg.upkeep.checks import Check
-from poolreg.upkeep.doctor import doctor
-from poolreg.upkeep.holders import Line
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -187,7 +187,7 @@ def test_the_hub_and_no_secret(monkeypatch, tmp_path, cli_run):
 
 
 def test_torch_is_started_only_when_asked(monkeypatch, small):
-    code = "import sys; from poolreg.upkeep.doctor import doctor; doctor(sys.argv[1]); print('torch' in sys.modules)"  # fmt: skip
+    code = "import sys; from poolreg.doctor.examination import doctor; doctor(sys.argv[1]); print('torch' in sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, small], capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "False"
     cuda = SimpleNamespace(

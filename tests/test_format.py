@@ -33,7 +33,8 @@ from poolreg.store import journal, marker
 from poolreg.store.indexing import SCHEMA_VERSION
 from poolreg.store.records import KINDS, name, transfer, trust
 from poolreg.text.units import unit_documents
-from poolreg.upkeep import compact, hashing, mend, quarantine
+from poolreg.upkeep import compact
+from poolreg.verification import hashing, mend, quarantine
 from poolreg.weights import family, tokenizer_files
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")

@@ -20,9 +20,9 @@ from poolreg import Pool
 from poolreg.canonical import sha256
 from poolreg.store.journal import Record
 from poolreg.store.marker import has_checksum, read_marker
-from poolreg.upkeep.repair import repair
-from poolreg.upkeep.salvage import flipped_bit, salvage
-from poolreg.upkeep.verify import Depth, open_damaged, verify
+from poolreg.verification.repair import repair
+from poolreg.verification.salvage import flipped_bit, salvage
+from poolreg.verification.verify import Depth, open_damaged, verify
 
 REPO = "me/pool"
 
@@ -366,8 +366,8 @@ def test_places_are_asked_again_until_one_is_reached(pushed, hub):
 DAMAGE = """
 import sys
 from pathlib import Path
-from poolreg.upkeep.verify import Depth, open_damaged
-from poolreg.upkeep.repair import repair
+from poolreg.verification.verify import Depth, open_damaged
+from poolreg.verification.repair import repair
 repair(open_damaged(Path(sys.argv[1])), Depth(full=True, merges=0))
 """
 

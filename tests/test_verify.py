@@ -18,10 +18,10 @@ from poolreg.errors import NoPool, UsageError
 from poolreg.progress import SILENT
 from poolreg.store import records
 from poolreg.store.journal import Record
-from poolreg.upkeep import hashing
-from poolreg.upkeep.findings import Finding, Verdict
-from poolreg.upkeep.hashing import Cursor, Part
-from poolreg.upkeep.verify import Depth, marker_findings, open_damaged, verify
+from poolreg.verification import hashing
+from poolreg.verification.findings import Finding, Verdict
+from poolreg.verification.hashing import Cursor, Part
+from poolreg.verification.verify import Depth, marker_findings, open_damaged, verify
 
 
 def files_of(pool: Pool, name: str) -> dict[str, Path]:

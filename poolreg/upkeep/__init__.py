@@ -1,1 +1,1 @@
-"""Keeping a pool whole and small: verify and repair, garbage collection, compaction, reports."""
+"""Keeping a pool small and its history readable: removal, collection, compaction, log, stats."""

@@ -38,8 +38,8 @@ import pools
 from poolreg import Pool
 from poolreg.sharing.contents import STAYING
 from poolreg.store.sandbox import peek
-from poolreg.upkeep.repair import repair
-from poolreg.upkeep.verify import Depth, open_damaged, verify
+from poolreg.verification.repair import repair
+from poolreg.verification.verify import Depth, open_damaged, verify
 
 PLACES = ("objects", "journal", "catalog", "FORMAT")
 HOW = ("flip", "cut", "delete")

@@ -27,11 +27,11 @@ from poolreg.store.journal import parse
 from poolreg.store.marker import NAME, has_checksum, read_marker, write_marker
 from poolreg.store.registry import Registry
 from poolreg.store.sandbox import peek
-from poolreg.upkeep import quarantine
 from poolreg.upkeep.census import Known
-from poolreg.upkeep.findings import Mended
-from poolreg.upkeep.lines import check, memory, sound
-from poolreg.upkeep.salvage import salvage
+from poolreg.verification import quarantine
+from poolreg.verification.findings import Mended
+from poolreg.verification.lines import check, memory, sound
+from poolreg.verification.salvage import salvage
 
 _STAGED = "journal.mended"
 _LOST = "records.lost"  # in tmp/, while records are lost that a known place may have

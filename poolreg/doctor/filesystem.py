@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from poolreg.upkeep.checks import Check
+from poolreg.doctor.checks import Check
 
 Probe = Callable[[Path], bool]
 

@@ -19,13 +19,13 @@ from poolreg.progress import SILENT, Progress
 from poolreg.store.marker import NAME, has_checksum, read_marker
 from poolreg.store.registry import Registry
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Finding, Verdict
-from poolreg.upkeep.hashing import Hashed, Part, hash_objects, problems_of
-from poolreg.upkeep.headers import check_headers
-from poolreg.upkeep.lines import Memory, catalog_finding, memory, read_journal
-from poolreg.upkeep.recipes import Rebuilt, check_merges
-from poolreg.upkeep.remedies import object_findings
-from poolreg.upkeep.shelves import by_shelf, shelves, strange_entries
+from poolreg.verification.findings import Finding, Verdict
+from poolreg.verification.hashing import Hashed, Part, hash_objects, problems_of
+from poolreg.verification.headers import check_headers
+from poolreg.verification.lines import Memory, catalog_finding, memory, read_journal
+from poolreg.verification.recipes import Rebuilt, check_merges
+from poolreg.verification.remedies import object_findings
+from poolreg.verification.shelves import by_shelf, shelves, strange_entries
 
 FOLDERS = ("objects", "journal")
 _PASSING = ("locks", "tmp")

@@ -15,15 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from poolreg.doctor.checks import Check
+from poolreg.doctor.environment import environment
+from poolreg.doctor.filesystem import file_system
+from poolreg.doctor.holders import Holder, holders
 from poolreg.errors import NoPool, PoolregError, QueryError
 from poolreg.schema import statements
 from poolreg.store.indexing import SCHEMA_VERSION
 from poolreg.store.registry import Registry
 from poolreg.store.sandbox import peek
-from poolreg.upkeep.checks import Check
-from poolreg.upkeep.environment import environment
-from poolreg.upkeep.filesystem import file_system
-from poolreg.upkeep.holders import Holder, holders
 from poolreg.upkeep.stats import files_below
 
 MANY_SEGMENTS = 1000

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poolreg.upkeep.filesystem import mounted
+from poolreg.doctor.filesystem import mounted
 
 LOCKS = Path("/proc/locks")
 _SHOWN = 100  # characters of a command line

@@ -18,8 +18,8 @@ from poolreg.sharing.scratch import Overlay
 from poolreg.store.registry import Registry
 from poolreg.store.staging import working_folder
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Finding
-from poolreg.upkeep.hashing import Part
+from poolreg.verification.findings import Finding
+from poolreg.verification.hashing import Part
 
 _WAY_OUT = (
     "its weights, where they are whole, stay as they are; keep them when you share the pool: "

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from poolreg.canonical import canonical_json
 from poolreg.errors import PoolregError
-from poolreg.upkeep.lines import sound
+from poolreg.verification.lines import sound
 
 _START = re.compile(rb'[0-9a-f]{8} \{"at":')
 _POLYNOMIAL = 0xEDB88320

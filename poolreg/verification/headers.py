@@ -16,8 +16,8 @@ from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.tensors import read_header
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Finding
-from poolreg.upkeep.lines import sound_records
+from poolreg.verification.findings import Finding
+from poolreg.verification.lines import sound_records
 from poolreg.weights.checkpoint import MAX_INDEX
 from poolreg.weights.hf_json import read_object
 

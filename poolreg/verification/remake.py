@@ -20,8 +20,8 @@ from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.text import corpus
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Mended
-from poolreg.upkeep.remedies import Owners
+from poolreg.verification.findings import Mended
+from poolreg.verification.remedies import Owners
 
 
 @dataclass

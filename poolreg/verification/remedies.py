@@ -13,8 +13,8 @@ from typing import Any
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Finding
-from poolreg.upkeep.lines import sound_records
+from poolreg.verification.findings import Finding
+from poolreg.verification.lines import sound_records
 
 REPAIR = "poolreg verify --repair"
 

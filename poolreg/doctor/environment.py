@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import poolreg
-from poolreg.upkeep.checks import Check
+from poolreg.doctor.checks import Check
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

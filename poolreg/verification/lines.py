@@ -18,7 +18,7 @@ from poolreg.store.journal import MAX_LINE, SEGMENT, Record, parse
 from poolreg.store.registry import Registry
 from poolreg.store.sandbox import peek
 from poolreg.upkeep.census import Census, Counter, Known
-from poolreg.upkeep.findings import Finding
+from poolreg.verification.findings import Finding
 
 _NEWER = "install a newer poolreg"
 

@@ -20,8 +20,8 @@ from poolreg.errors import UsageError
 from poolreg.files import read_capped, write_atomic
 from poolreg.progress import Progress
 from poolreg.store.registry import Registry
-from poolreg.upkeep.lines import gathered
-from poolreg.upkeep.shelves import read_shelf
+from poolreg.verification.lines import gathered
+from poolreg.verification.shelves import read_shelf
 from poolreg.workers import at_once
 
 _BATCH = 64 << 20  # bytes hashed between two looks at the cursor and the clock

@@ -17,13 +17,13 @@ from poolreg.sharing.goods import Wish
 from poolreg.sharing.pull import pull
 from poolreg.sharing.refetch import known_place
 from poolreg.store.registry import Registry
-from poolreg.upkeep import mend, quarantine
 from poolreg.upkeep.census import Census
-from poolreg.upkeep.findings import Finding, Mended, Verdict
-from poolreg.upkeep.hashing import problems_of
-from poolreg.upkeep.lines import read_journal
-from poolreg.upkeep.remake import Made, remake
-from poolreg.upkeep.verify import Depth, Suspects, verify
+from poolreg.verification import mend, quarantine
+from poolreg.verification.findings import Finding, Mended, Verdict
+from poolreg.verification.hashing import problems_of
+from poolreg.verification.lines import read_journal
+from poolreg.verification.remake import Made, remake
+from poolreg.verification.verify import Depth, Suspects, verify
 
 
 def repair(

@@ -1,0 +1,1 @@
+"""Is a pool what it was? Levels of verification, and repair of what is not."""
