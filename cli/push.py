@@ -46,7 +46,8 @@ def push(pool: Pool, place: str | None, form: str, **options: Any) -> None:
     public unless --private, and the text of evalsets is published. REPO is OWNER/NAME; a URL is
     file:///folder, s3://bucket/folder or whatever fsspec knows. Without either, the pool goes
     where it was last pushed to. Where somebody else gave a name to something else, yours is
-    published beside it, as NAME/name. Paths of this machine and calibrations stay here.
+    published beside it, as NAME/name. Paths of this machine and calibrations stay here, and what
+    was removed here stays there where it is there already.
     """
     with bar() as progress:
         done = pool.push(place, progress=progress, **options)

@@ -429,6 +429,10 @@ SELECT segment, indexed_bytes FROM journal_segments ORDER BY segment;
 -- When something was last removed or restored.
 SELECT strftime(max(added), '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM removals WHERE target = $digest;
 
+-- name: names_of
+-- The names that mean something now, whether it is removed or not.
+SELECT name FROM names WHERE space = $space AND target = $target AND current ORDER BY name;
+
 -- name: last_naming
 -- When a name was last given.
 SELECT strftime(max(added), '%Y-%m-%dT%H:%M:%S.%fZ') AS at FROM names WHERE space = $space AND name = $label;

@@ -16,7 +16,7 @@ from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.upkeep.census import Counter, census
-from poolreg.upkeep.verify import verify
+from poolreg.verification.verify import verify
 
 T = "2026-01-01T00:00:00.00000{}Z"
 A, B, C = (sha256(text) for text in (b"a", b"b", b"c"))

@@ -137,10 +137,20 @@ class Incoming:
         if record.kind == "name":
             return (body["space"], body["name"]) not in self.refused
         if record.kind == "removal":
-            return self._wants_removal(body["kind"], body["target"])
+            lifted = not body["removed"] and self._takes_a_name(body["kind"], body["target"])
+            return not lifted and self._wants_removal(body["kind"], body["target"])
         if record.kind == "build":
             return not self.ours.has("model", body["model"])  # how ours came to be is ours to say
         return not self.refused.intersection(unit_spots(record))
+
+    def _takes_a_name(self, kind: str, target: str) -> bool:
+        """Tell whether restoring a thing here would give it a name that is another thing's."""
+        other = _OTHER.get(kind)
+        return other is not None and any(
+            said.target == target and self.ours.meaning(other, name) is not None
+            for (space, name), said in self.ours.namings.items()
+            if space == kind
+        )
 
     def _wants_removal(self, kind: str, target: str) -> bool:
         if not self.theirs.has(kind, target):

@@ -130,7 +130,9 @@ def _pull(
         if certain and registry.journal.segments() != segments:
             return None
         coded = [model for model in chosen if goods.bring_code(model)]
-        _publish(registry, arrival, new, done, left=sorted(left), coded=coded)
+        # What was here before and is not any more was lost, not left.
+        lost = {row["digest"] for row in registry.select("object_list") if not row["was_left"]}
+        _publish(registry, arrival, new, done, left=sorted(left - lost), coded=coded)
         registry.catalog.refresh()
     return done
 

@@ -129,7 +129,8 @@ class Catalog:
             ) from error
         finally:
             for leftover in (fresh, fresh.with_name(fresh.name + ".wal")):
-                leftover.unlink(missing_ok=True)
+                with storage_errors("comparing the catalog"):
+                    leftover.unlink(missing_ok=True)
 
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""

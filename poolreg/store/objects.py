@@ -145,6 +145,8 @@ class ObjectStore:
     @staticmethod
     def _keep(target: Path) -> None:
         """Make an object that is here already outlast a power cut and a collection's grace."""
+        if not os.access(target.parent, os.W_OK):  # nothing can be collected there
+            return
         with storage_errors("keeping an object"):
             with contextlib.suppress(PermissionError):  # it is another user's
                 os.utime(target)

@@ -223,9 +223,25 @@ class Registry:
         return digest
 
     def removal(self, space: str, digest: str, *, removed: bool) -> Record:
-        """Return the record that removes a thing, or restores it, from now on."""
+        """Return the record that removes a thing, or restores it, from now on.
+
+        Raises `Conflict` where a name that a restored thing would get back is another thing's.
+        """
+        if not removed:
+            self._check_names_come_back(space, digest)
         last = self._last("last_removal", digest=digest)
         return records.removal(space, digest, removed=removed, after=last)
+
+    def _check_names_come_back(self, space: str, digest: str) -> None:
+        other = _OTHER_SPACE.get(space)
+        taken = self.names(other) if other else {}
+        for row in self.select("names_of", space=space, target=digest):
+            if row["name"] in taken:
+                raise Conflict(
+                    f"this {space} is known here and was removed; it was called {row['name']!r}, "
+                    f"which names a {other} now",
+                    hint=f"name or remove the {other} otherwise first",
+                )
 
     def naming(self, space: str, name: str, target: str, *, parent: str | None = None) -> Record:
         """Return the record that gives a name its meaning from now on."""

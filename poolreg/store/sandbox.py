@@ -156,7 +156,9 @@ def _size(value: Any) -> int:
     size = sys.getsizeof(value)
     if isinstance(value, dict):
         return size + sum(map(_size, value)) + sum(map(_size, value.values()))
-    return size + sum(map(_size, value)) if isinstance(value, tuple(_NESTED)) else size
+    if isinstance(value, list | tuple | set | frozenset):
+        return size + sum(map(_size, value))
+    return size
 
 
 def _query_error(error: duckdb.Error) -> QueryError:
