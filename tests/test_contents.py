@@ -195,6 +195,17 @@ def test_what_was_removed_and_added_again_comes_back():
     assert take([model, gone, back], there, "pool") == [back]
 
 
+def test_what_lost_its_name_to_another_thing_does_not_come_back_with_it():
+    model = keyed("model", TARGETS[0], {})
+    gone = removal(TARGETS[0], 3, kind="model")
+    back = removal(TARGETS[0], 5, removed=False, kind="model")
+    theirs = [model, naming("code", TARGETS[0], 1, "model"), gone]
+    ours = [*take(theirs, [], "pool"), naming("code", TARGETS[1], 4)]
+    assert take([*theirs, back], ours, "pool") == []
+    ours.append(removal(TARGETS[1], 6))  # and once the name is free, it does
+    assert take([*theirs, back], ours, "pool") == [back]
+
+
 def test_tombstones_of_nothing_are_not_taken():
     assert take([removal(TARGETS[0], 3, kind="model")], [], "hub") == []
 

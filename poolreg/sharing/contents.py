@@ -137,20 +137,13 @@ class Incoming:
         if record.kind == "name":
             return (body["space"], body["name"]) not in self.refused
         if record.kind == "removal":
-            lifted = not body["removed"] and self._takes_a_name(body["kind"], body["target"])
-            return not lifted and self._wants_removal(body["kind"], body["target"])
+            lifted = not body["removed"]
+            if lifted and _name_was_taken(self.ours, body["kind"], body["target"]):
+                return False
+            return self._wants_removal(body["kind"], body["target"])
         if record.kind == "build":
             return not self.ours.has("model", body["model"])  # how ours came to be is ours to say
         return not self.refused.intersection(unit_spots(record))
-
-    def _takes_a_name(self, kind: str, target: str) -> bool:
-        """Tell whether restoring a thing here would give it a name that is another thing's."""
-        other = _OTHER.get(kind)
-        return other is not None and any(
-            said.target == target and self.ours.meaning(other, name) is not None
-            for (space, name), said in self.ours.namings.items()
-            if space == kind
-        )
 
     def _wants_removal(self, kind: str, target: str) -> bool:
         if not self.theirs.has(kind, target):
@@ -179,7 +172,7 @@ def incoming(theirs: Contents, ours: Contents, *, origin: str) -> Incoming:
                 moved.append(f"{space} {name}")
             continue
         refused.add(spot)
-        if known or theirs.removed(space, said.target):
+        if known or theirs.removed(space, said.target) or _name_was_taken(ours, space, said.target):
             continue
         kept_as = _free(ours, made, space, origin, name, said.target)
         if ours.meaning(space, kept_as) == said.target:
@@ -197,6 +190,17 @@ def incoming(theirs: Contents, ours: Contents, *, origin: str) -> Incoming:
     return Incoming(
         theirs, ours, frozenset(refused), tuple(made.values()), tuple(clashes), tuple(moved)
     )  # fmt: skip
+
+
+def _name_was_taken(ours: Contents, kind: str, target: str) -> bool:
+    """Tell whether a name of something that we removed is by now that of a thing of the other kind,
+    so that it cannot come back as it was."""
+    other = _OTHER.get(kind)
+    if other is None or not ours.removed(kind, target):
+        return False
+    names = [name for (space, name), said in ours.namings.items()
+             if (space, said.target) == (kind, target)]  # fmt: skip
+    return any(ours.meaning(other, name) is not None for name in names)
 
 
 def _naming(space: str, name: str, said: Statement) -> Record:

@@ -1,6 +1,6 @@
 """What a full disk does: every write of a merge, an addition and an indexing runs out of space.
 
-    python tests/reliability/full_disk.py [--step 4096]
+    python tests/reliability/full_disk.py [--step 4096] [--case NAME]
 
 mounts a small file system in memory (which needs root), puts a pool on it, and runs each command
 with 0, 4096, 8192… bytes free until it succeeds; then once more with an error at each named step
@@ -176,23 +176,18 @@ def main() -> None:
     """Try everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--step", type=int, default=4096, help="bytes between two tries")
-    step = parser.parse_args().step
+    parser.add_argument("--case", help="only the command so called in the table")
+    chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as base, small_disk() as disk:
         with contextlib.redirect_stderr(io.StringIO()):
             made = pools.tiny_pool(Path(base))
-        rows = [
-            c
-            for c in cases(made, disk)
-            if not os.environ.get("ONLY") or c.name == os.environ["ONLY"]
-        ]
-        print(
-            f"{'command':26}{'tries':>7}{'refused':>9}{'behind':>8}{'needs':>10}{'left':>9}{'wrong':>7}"
-        )
+        rows = [row for row in cases(made, disk) if chosen.case in (None, row.name)]
+        print(f"{'command':26}{'tries':>7}{'refused':>9}{'behind':>8}{'needs':>12}{'left':>9}"
+              f"{'wrong':>7}")  # fmt: skip
         for case in rows:
-            tried(case, made, disk, step)
-            print(*case.wrong[:12], sep="\n", file=sys.stderr)
-            print(f"{case.name:26}{case.tried:7}{case.failed:9}{case.behind:8}{case.needed:10,}"
+            tried(case, made, disk, chosen.step)
+            print(f"{case.name:26}{case.tried:7}{case.failed:9}{case.behind:8}{case.needed:12,}"
                   f"{case.garbage:9,}{len(case.wrong):7}", flush=True)  # fmt: skip
     for case in rows:
         for what in case.wrong[:10]:
