@@ -147,11 +147,11 @@ def killed_round(registry: Registry, writer: int, wait: float) -> list[list[str]
 @pytest.mark.slow
 def test_killed_writers_lose_nothing_that_was_acknowledged(registry):
     draw, acks = random.Random(7), []
-    for writer in range(24):
+    for writer in range(12):
         acks += killed_round(registry, writer, draw.uniform(0.05, 0.4))
-        if writer % 8 == 7:
+        if writer % 4 == 3:
             check_all_there(registry, acks)
-    assert len(acks) >= 24
+    assert len(acks) >= 12
     # Whatever the kills left in tmp, leave the worst of it: a catalog and an object half written.
     tmp = registry.root / "tmp"
     (tmp / "catalog.tmp").write_bytes(b"half a catalog")

@@ -471,8 +471,8 @@ LINES: dict[str, tuple[Callable[[Record], bytes], str]] = {
     "an object of 2**70 bytes": (
         lambda r: replace(r, objects={NOWHERE: 2**70}).line(), "cannot be"),
     "an object of half a byte": (lambda r: replace(r, objects={NOWHERE: 0.5}).line(), "cannot be"),
-    "NaN": (lambda r: with_float(r, "nll", "NaN"), "cannot be written again"),
-    "infinity": (lambda r: with_float(r, "nll", "-Infinity"), "cannot be written again"),
+    "NaN": (lambda r: with_float(r, "nll", "NaN"), "is not a record"),
+    "infinity": (lambda r: with_float(r, "nll", "-Infinity"), "is not a record"),
     "a number beyond floats": (lambda r: with_float(r, "nll", "1e999"), "cannot be written again"),
     "a fraction for a count": (lambda r: with_float(r, "tokens", "1.5"), "mistypes tokens"),
     "a float for a count": (lambda r: with_float(r, "tokens", "12.0"), "mistypes tokens"),
@@ -485,7 +485,7 @@ LINES: dict[str, tuple[Callable[[Record], bytes], str]] = {
     "a raw surrogate": (
         lambda r: spelled(forged(r, device="DEVICE"), "DEVICE", "\ud800"), "cannot be written again"),
     "NaN where nobody looks": (
-        lambda r: spelled(forged(r, more=123456), "123456", "NaN"), "cannot be written again"),
+        lambda r: spelled(forged(r, more=123456), "123456", "NaN"), "is not a record"),
 }  # fmt: skip
 
 

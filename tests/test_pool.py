@@ -160,7 +160,7 @@ def test_removing(pool):
     digest = pool.remove("partition", "gamma")
     assert digest not in pool.registry.names("partition").values()
     assert pool.resolve("all").mixture == "alpha+beta"
-    with pytest.raises(NotFound, match="no partition or model is named gamma"):
+    with pytest.raises(NotFound, match="the partition gamma was removed"):
         pool.resolve("gamma")
     with pytest.raises(NotFound):
         pool.remove("partition", "gamma")

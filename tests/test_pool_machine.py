@@ -396,7 +396,7 @@ def test_a_name_that_comes_back_is_not_taken(world, tmp_path):
 
 
 def test_any_commands(world):
-    machine(world, 5, 12)
+    machine(world, 3, 10)
 
 
 @pytest.mark.campaign

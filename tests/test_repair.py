@@ -389,6 +389,7 @@ def damaged(root: Path) -> tuple[Counter[bytes], dict[Path, bytes]]:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_a_repair_that_was_killed_is_finished_by_the_next(root, tmp_path):
     traced = Path(shutil.copytree(root, tmp_path / "traced"))
     damaged(traced)
