@@ -32,6 +32,7 @@ def storage_errors(what: str) -> Iterator[None]:
             errno.EDQUOT: "free some of your quota and run the command again; nothing was lost",
             errno.EROFS: "the file system is read-only; use a pool that you can write to",
             errno.EACCES: "check the permissions of the folder",
+            errno.EMFILE: "let the process open more files: ulimit -n 65536",
         }
         hint = hints.get(error.errno or 0, "check the disk and run the command again")
         raise StorageError(f"{what}: {error.strerror or error}", hint=hint) from error

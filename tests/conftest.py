@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from poolreg import Pool
 
 # Tiny models are far slower on several threads, all the more beside other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What one test hashed must not spare another the work.
+os.environ["POOLREG_CACHE"] = ""
 
 
 @pytest.fixture
@@ -33,10 +37,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def once(tmp_path_factory, make: Callable[[Path], pools.Tiny]) -> pools.Tiny:
+    """Make a pool for all test processes of this run: whoever comes first makes it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / make.__name__, base / f"{make.__name__}.made"
+    with open(base / f"{make.__name__}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(make(folder)))
+        return pickle.loads(made.read_bytes())  # noqa: S301
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> pools.Tiny:
     """A pool with the partitions alpha (1 unit), beta (2) and gamma (3); never change it."""
-    return pools.tiny_pool(tmp_path_factory.mktemp("tiny"))
+    return once(tmp_path_factory, pools.tiny_pool)
 
 
 @pytest.fixture
@@ -49,7 +65,7 @@ def pool(tiny, tmp_path) -> Iterator[Pool]:
 @pytest.fixture(scope="session")
 def referenced(tmp_path_factory) -> pools.Tiny:
     """A pool of four partitions with 11 references, all measured; never change it."""
-    return pools.referenced_pool(tmp_path_factory.mktemp("referenced"))
+    return once(tmp_path_factory, pools.referenced_pool)
 
 
 @pytest.fixture

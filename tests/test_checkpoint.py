@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolreg.canonical import digest_of
-from poolreg.errors import Incompatible, NotFound, PoolregError, Refused
+from poolreg.errors import Incompatible, NotFound, PoolregError, Refused, StorageError
 from poolreg.tensors import NUMPY_DTYPES, write_file
 from poolreg.weights import hashing
 from poolreg.weights.checkpoint import (
@@ -27,6 +28,7 @@ from poolreg.weights.checkpoint import (
     Fingerprint,
     canonical_config,
     check_same_family,
+    digest_of_weights,
     fingerprint,
     read_checkpoint,
 )
@@ -261,8 +263,14 @@ def test_chunk_borders_do_not_matter(
         name: (dtype, draw.integers(0, 2, shape).astype(NUMPY_DTYPES[dtype]))
         for name, (dtype, shape) in layout.items()
     }
-    folder = folder_of(tmp_path, tensors)
-    check_against_reference(folder, tensors, fingerprint(read_checkpoint(folder), threads=threads))
+    checkpoint = read_checkpoint(folder_of(tmp_path, tensors))
+    (copied := tmp_path / "copied").unlink(missing_ok=True)
+    copies = {checkpoint.weight_files[0]: copied}
+    found = fingerprint(checkpoint, threads=threads, copies=copies)
+    check_against_reference(tmp_path, tensors, found)
+    assert copied.read_bytes() == checkpoint.weight_files[0].read_bytes()
+    monkeypatch.setattr(hashing, "_BATCH", chunk)
+    assert digest_of_weights(checkpoint, threads=threads) == found.digest
 
 
 @settings(
@@ -299,12 +307,14 @@ def test_values_that_are_not_finite_are_counted(
     tensors = {"w": values, "before": torch.zeros(3 if unaligned else 8, dtype=torch.uint8)}
     save_file(tensors, folder / "model.safetensors")
     checkpoint = read_checkpoint(folder)
-    if not count:
-        fingerprint(checkpoint)
-        return
-    with pytest.raises(Refused, match=f"tensor w of .* holds {count} values .* of 50") as caught:
-        fingerprint(checkpoint)
-    assert caught.value.data["tensor"] == "w"
+    for read in (fingerprint, digest_of_weights):
+        if not count:
+            read(checkpoint)
+            continue
+        words = f"tensor w of .* holds {count} values .* of 50"
+        with pytest.raises(Refused, match=words) as caught:
+            read(checkpoint)
+        assert caught.value.data["tensor"] == "w"
 
 
 def test_eight_bit_floats_are_checked_too() -> None:
@@ -372,8 +382,56 @@ def test_a_file_that_changes_meanwhile_is_refused(
     checkpoint = read_checkpoint(plain)
     path = plain / "model.safetensors"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(Refused, match="changed while it was read"):
-        fingerprint(checkpoint)
+    for read in (fingerprint, digest_of_weights):
+        with pytest.raises(Refused, match="changed while it was read"):
+            read(checkpoint)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_that_shares_blocks_is_what_is_hashed(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """As on XFS or Btrfs: the file may change while it is hashed, its clone does not."""
+    checkpoint = read_checkpoint(plain)
+    (path,) = checkpoint.weight_files
+    expected = fingerprint(checkpoint)
+
+    def clone(source: int, target: int) -> bool:
+        os.pwrite(target, path.read_bytes(), 0)
+        with open(path, "r+b") as file:
+            file.write(bytes(8))
+            os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+        return True
+
+    before = path.stat()
+    monkeypatch.setattr(hashing, "clone", clone)
+    found = fingerprint(checkpoint, copies={path: tmp_path / "copy"}, threads=threads)
+    assert found == expected
+    assert hashlib.sha256((tmp_path / "copy").read_bytes()).hexdigest() == found.files[0].sha256
+
+
+def test_a_copy_needs_a_place_of_its_own(plain: Path) -> None:
+    checkpoint = read_checkpoint(plain)
+    (path,) = checkpoint.weight_files
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="File exists"):
+        fingerprint(checkpoint, copies={path: path})
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_ends_a_copy(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(hashing, "_HANDED_OVER", 0)
+    checkpoint = read_checkpoint(plain)
+    before = set(threading.enumerate())
+    with pytest.raises(StorageError, match=r"storing model\.safetensors: No space left"):
+        fingerprint(checkpoint, copies={checkpoint.weight_files[0]: tmp_path / "copy"})
+    assert set(threading.enumerate()) <= before
 
 
 # ------------------------------------------------------------------------------ what is refused

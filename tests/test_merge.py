@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import itertools
 import json
 import os
+import threading
 import tracemalloc
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from poolreg.errors import (
 )
 from poolreg.numerics.average import CHUNK
 from poolreg.tensors import NUMPY_DTYPES, plan_file, read_array, read_header, write_file
+from poolreg.weights import stream
+from poolreg.weights.hashing import TensorHashes
 from poolreg.weights.merge import INDEX_NAME, Parent, check_mergeable, merge_weights
 
 Arrays = Mapping[str, tuple[str, np.ndarray]]
@@ -206,9 +212,8 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     whole = merged(parents, tmp_path / "whole")
     (tmp_path / "out").mkdir()
     counts: list[int] = []
-    paths = merge_weights(
-        parents, tmp_path / "out", max_shard_bytes=300_000, progress=counts.append
-    )
+    made = merge_weights(parents, tmp_path / "out", max_shard_bytes=300_000, progress=counts.append)
+    paths = [*made, tmp_path / "out" / INDEX_NAME]
     assert [path.name for path in paths] == [
         *(f"model-{number:05d}-of-00004.safetensors" for number in range(1, 5)),
         INDEX_NAME,
@@ -222,7 +227,27 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert index["weight_map"].keys() == whole.keys()
     for name, file in index["weight_map"].items():
         path = tmp_path / "out" / file
+        assert name in made[path].tensors
         assert read_array(path, read_header(path).tensors[name]).tobytes() == whole[name].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_written_is_hashed_on_the_way(tmp_path: Path, threads: int, whole: bool) -> None:
+    parents = [saved(tmp_path / str(i), model("BF16", i), files=1 + i) for i in range(3)]
+    (tmp_path / "out").mkdir()
+    made = merge_weights(
+        parents, tmp_path / "out", max_shard_bytes=400_000, whole=whole, threads=threads
+    )
+    assert len(made) > 2
+    for path, hashed in made.items():
+        data = path.read_bytes()
+        assert hashed.bytes == len(data)
+        assert hashed.sha256 == (hashlib.sha256(data).hexdigest() if whole else "")
+        assert hashed.tensors == {
+            name: hashlib.sha256(data[info.start : info.stop]).hexdigest()
+            for name, info in read_header(path).tensors.items()
+        }
 
 
 def changed(parent: Parent, name: str, **changes: object) -> Parent:
@@ -385,6 +410,23 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
     assert peak < 2 * 60 * CHUNK
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_threads_bring_in_any_order_is_used_in_one(seed: int) -> None:
+    numbers = np.random.default_rng(seed).permutation(200).tolist()
+    used: list[tuple[int, int]] = []
+    together = threading.Lock()
+
+    def use(item: tuple[int, int]) -> None:
+        assert together.acquire(blocking=False)  # never two at once
+        used.append(item)
+        together.release()
+
+    order = stream._InOrder(use)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: order.give(n, (n, -n)), numbers))  # type: ignore[arg-type]
+    assert used == [(number, -number) for number in range(200)]
+
+
 def test_an_error_in_the_callback_ends_the_merge(tmp_path: Path) -> None:
     def stop(count: int) -> None:
         raise ZeroDivisionError("enough")
@@ -393,6 +435,47 @@ def test_an_error_in_the_callback_ends_the_merge(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ZeroDivisionError, match="enough"):
         merge_weights(parents, tmp_path / "out", threads=3, progress=stop)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("failing", ["reading", "writing", "hashing"])
+def test_an_error_in_one_thread_ends_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, threads: int
+) -> None:
+    """Also of those that wait for a buffer, or for their turn to be hashed."""
+    real = {"reading": os.preadv, "writing": os.pwrite, "hashing": TensorHashes.update}[failing]
+    calls = itertools.count()
+
+    def fails(*args: object) -> object:
+        if next(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)  # type: ignore[operator]
+
+    arrays = {f"w{i}": ("F32", np.ones(CHUNK, np.float32)) for i in range(40)}
+    parents = [saved(tmp_path / str(i), arrays) for i in range(2)]
+    (tmp_path / "out").mkdir()
+    before = set(threading.enumerate())
+    place = (TensorHashes, "update") if failing == "hashing" else (os, real.__name__)
+    monkeypatch.setattr(*place, fails)
+    with pytest.raises(StorageError, match="No space left"):
+        merge_weights(parents, tmp_path / "out", threads=threads)
+    assert next(calls) < 5 + 4 * threads
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_hundreds_of_parents(tmp_path: Path, dtype: str) -> None:
+    """More than the 256 whose sums are exact in any order: their order is that of the parents."""
+    draw = np.random.default_rng(0)
+    scales = 10.0 ** draw.integers(-9, 9, 300)
+    models = [{"w": (dtype, from_float64(draw.normal(size=50) * s, dtype))} for s in scales]
+    weights = draw.integers(1, 9, 300).tolist()
+    parents = [
+        saved(tmp_path / str(number), arrays, weight=weight)
+        for number, (arrays, weight) in enumerate(zip(models, weights, strict=True))
+    ]
+    found = merged(parents, tmp_path / "out", threads=3)
+    assert found["w"].tobytes() == reference(models, weights, "w").tobytes()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from pools import (
 )
 
 from poolreg import Pool
+from poolreg.canonical import sha256
 from poolreg.errors import (
     Conflict,
     Damage,
@@ -33,7 +35,10 @@ from poolreg.errors import (
     Refused,
     UsageError,
 )
-from poolreg.models.stored import new_folder, stored_folder, stored_tensors
+from poolreg.models.folders import new_folder
+from poolreg.models.stored import Run, add_model, stored_folder, stored_tensors
+from poolreg.weights import checkpoint as checkpoint_module
+from poolreg.weights import hashing
 from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 
@@ -367,7 +372,9 @@ def test_of_another_architecture(tiny, pool, tmp_path):
         pool.add_model(bad, **UNIT)
 
 
-def test_a_model_that_changes_meanwhile_is_refused(tiny, pool, tmp_path, monkeypatch):
+@pytest.fixture
+def changing(tiny, tmp_path, monkeypatch):
+    """A folder whose weights are written over, in place, as soon as they have been hashed."""
     from poolreg.models import stored as models
 
     folder = unit_folder(tmp_path / "u", tiny.seed, 50)
@@ -375,14 +382,72 @@ def test_a_model_that_changes_meanwhile_is_refused(tiny, pool, tmp_path, monkeyp
 
     def then_changed(*args, **options):
         identity = real(*args, **options)
-        set_tensors(folder, model__norm__weight=("F32", np.ones(16, np.float32)))
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.seek(-64, os.SEEK_END)
+            file.write(bytes(64))
         return identity
 
     monkeypatch.setattr(models, "fingerprint", then_changed)
-    before = len(contents(pool.root))
-    with pytest.raises(Damage, match="changed"):
+    return folder
+
+
+def test_what_is_hashed_is_what_is_stored(pool, changing, tmp_path):
+    before = files_of(changing)
+    added = pool.add_model(changing, name="u")
+    assert files_of(changing) != before
+    assert files_of(pool.export_model("u", tmp_path / "out")) == before
+    assert fingerprint(read_checkpoint(tmp_path / "out")).digest == added.digest
+    assert pool.verify(full=True).findings == ()
+
+
+def test_a_model_that_changes_while_it_is_read_is_refused(tiny, pool, tmp_path, monkeypatch):
+    folder = unit_folder(tmp_path / "u", tiny.seed, 50)
+    real = hashing._read
+
+    def then_longer(*args):
+        real(*args)
+        with open(folder / "model.safetensors", "ab") as file:
+            file.write(b"more")
+
+    monkeypatch.setattr(hashing, "_read", then_longer)
+    before = contents(pool.root)
+    with pytest.raises(Refused, match="changed while it was read"):
         pool.add_model(folder, name="u")
-    assert len(contents(pool.root)) == before
+    assert contents(pool.root) == before
+
+
+def test_passing_folders_are_moved_and_others_copied(tiny, pool):
+    """What a user has is never touched; what was made in the pool is not written twice."""
+    mine = unit_folder(pool.root / "tmp" / "mine", tiny.seed, 50)
+    ours = unit_folder(pool.root / "tmp" / "ours", tiny.seed, 51)
+    inodes = {}
+    for folder, passing in ((mine, False), (ours, True)):
+        weights = folder / "model.safetensors"
+        inodes[folder] = weights.stat().st_ino
+        data = weights.read_bytes()
+        add_model(pool.registry, folder, Run("other"), name=folder.name, passing=passing)
+        stored = pool.registry.objects.existing(sha256(data))
+        assert stored.read_bytes() == data
+        assert (stored.stat().st_ino == inodes[folder]) == passing
+        assert weights.exists() != passing
+        assert stored.stat().st_mode & 0o777 == 0o444
+    assert (mine / "model.safetensors").stat().st_ino == inodes[mine]
+    assert (mine / "model.safetensors").stat().st_mode & 0o200
+    assert (mine / "model.safetensors").stat().st_nlink == 1
+
+
+def test_a_kept_merge_is_read_by_nobody(pool, monkeypatch):
+    """It is hashed while it is written, and moved."""
+
+    def never(*_, **__):
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr(checkpoint_module, "hash_files", never)
+    kept = pool.keep_merge("alpha+beta", "blend")
+    monkeypatch.undo()
+    with stored_folder(pool.registry, kept.digest) as folder:
+        assert fingerprint(read_checkpoint(folder)).digest == kept.digest
+    assert pool.verify(full=True).findings == ()
 
 
 # -- folders written --------------------------------------------------------------------------

@@ -6,27 +6,37 @@ their exact weights, so that anyone who has them can rebuild the weights bit for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poolreg.canonical import digest_of
 from poolreg.errors import Conflict, MixtureError, UsageError
-from poolreg.files import write_atomic
-from poolreg.mixture import common_denominator
-from poolreg.models.resolve import METHOD, Subject
-from poolreg.models.stored import new_folder, stored_folder, stored_tensors
+from poolreg.files import staged_folder, write_atomic
+from poolreg.mixture import METHOD, common_denominator
 from poolreg.numerics.average import FLOATS
 from poolreg.progress import SILENT, Progress
-from poolreg.store.registry import Registry
 from poolreg.tensors import DTYPE_BYTES, TensorInfo
-from poolreg.weights.checkpoint import Checkpoint, check_same_family, fingerprint, read_checkpoint
+from poolreg.weights.checkpoint import (
+    Checkpoint,
+    check_same_family,
+    digest_of_tensors,
+    digest_of_weights,
+    read_checkpoint,
+)
+from poolreg.weights.hashing import HashedFile, watch
 from poolreg.weights.merge import MAX_SHARD_BYTES, check_mergeable, merge_weights
 from poolreg.weights.stream import Parent
+
+if TYPE_CHECKING:
+    from poolreg.models.resolve import Subject
+    from poolreg.store.registry import Registry
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
@@ -43,7 +53,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Merged:
-    """A folder that was written: model digest, recipe digest, files, bytes of tensors."""
+    """A folder that was written: model digest, recipe digest, weights files, bytes of tensors.
+
+    `hashed` has the hashes of each weights file by name; its own only where that was asked for.
+    """
 
     folder: Path
     digest: str
@@ -51,27 +64,32 @@ class Merged:
     parents: tuple[tuple[str, Fraction], ...]
     files: int
     bytes: int
+    hashed: Mapping[str, HashedFile] = field(default_factory=dict, repr=False)
 
 
 def merge_subject(
     registry: Registry, subject: Subject, out: Path, *, dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES, threads: int | None = None, force: bool = False,
-    progress: Progress = SILENT,
+    whole: bool = False, progress: Progress = SILENT,
 ) -> Merged:  # fmt: skip
     """Write the exact average that stands for a mixture, or a stored model, to a new folder.
 
     `dtype` (float32, bfloat16, float16, float64) casts floating tensors with one rounding.
-    Raises `Conflict`, `Incompatible`, `NotFound`, `StorageError`.
+    With `whole` each file is hashed as a whole too. Raises `Conflict`, `Incompatible`,
+    `NotFound`, `StorageError`.
     """
+    # Imported here: they bring the catalog, which folders without a pool do not need.
+    from poolreg.models.stored import stored_folder, stored_tensors
+
     labels = {row["digest"]: row["name"] for row in registry.select("model_list")}
     parents = [
         Component(digest, weight, labels.get(digest, digest[:12]), stored_tensors(registry, digest))
         for digest, weight in subject.components
     ]
     with stored_folder(registry, parents[0].digest) as template:
-        return _write(
+        return write_merge(
             parents, template, out, title=subject.label, dtype=dtype, threads=threads,
-            max_shard_bytes=max_shard_bytes, force=force, progress=progress,
+            max_shard_bytes=max_shard_bytes, force=force, whole=whole, progress=progress,
         )  # fmt: skip
 
 
@@ -88,25 +106,25 @@ def merge_folders(
     `Refused`, `Incompatible`, `MixtureError`, `UsageError`, `Conflict`.
     """
     shares = _shares(folders, weights)
-    if Path(out).resolve() in [Path(folder).resolve() for folder in folders]:
-        raise Conflict(f"{out} is one of the models to merge", hint="choose another folder")
+    inputs = [Path(folder).resolve() for folder in folders]
+    if any(Path(out).resolve() in (folder, *folder.parents) for folder in inputs):
+        raise Conflict(f"{out} is or holds a model to merge", hint="choose another folder")
+    checkpoints = [read_checkpoint(Path(f), trust_code=trust_code) for f in folders]
+    for other in checkpoints[1:]:
+        names = (str(checkpoints[0].folder), str(other.folder))
+        check_same_family(checkpoints[0].family, other.family, names=names)
+    unchanged = watch(path for checkpoint in checkpoints for path in checkpoint.weight_files)
     parents: dict[str, Component] = {}
-    first: tuple[Checkpoint, str] | None = None
-    sizes = [sum(f.stat().st_size for f in Path(x).glob("*.safetensors")) for x in folders]
-    progress.start("hashing", sum(sizes), "bytes")
-    for folder, share in zip(map(Path, folders), shares, strict=True):
-        checkpoint = read_checkpoint(folder, trust_code=trust_code)
-        if first:
-            check_same_family(first[0].family, checkpoint.family, names=(first[1], str(folder)))
-        first = first or (checkpoint, str(folder))
-        digest = fingerprint(checkpoint, threads=threads, progress=progress.advance).digest
+    progress.start("hashing", sum(map(_size, checkpoints)), "bytes")
+    for checkpoint, share in zip(checkpoints, shares, strict=True):
+        digest = digest_of_weights(checkpoint, threads=threads, progress=progress.advance)
         share += parents[digest].weight if digest in parents else 0
-        parents[digest] = Component(digest, share, str(folder), checkpoint.tensors)
+        parents[digest] = Component(digest, share, str(checkpoint.folder), checkpoint.tensors)
     chosen = sorted((p for p in parents.values() if p.weight), key=lambda parent: parent.digest)
     title = " + ".join(Path(f).name for f, share in zip(folders, shares, strict=True) if share)
-    return _write(
+    return write_merge(
         chosen, Path(chosen[0].label), Path(out), title=title, dtype=dtype, threads=threads,
-        max_shard_bytes=max_shard_bytes, force=force, progress=progress,
+        max_shard_bytes=max_shard_bytes, force=force, unchanged=unchanged, progress=progress,
     )  # fmt: skip
 
 
@@ -133,10 +151,17 @@ def _fraction(text: str) -> Fraction:
     return Fraction(text)
 
 
-def _write(
-    parents: Sequence[Component], template: Path, out: Path, *, title: str, dtype: str | None,
-    max_shard_bytes: int, threads: int | None, force: bool, progress: Progress,
+def write_merge(
+    parents: Sequence[Component], template: Path, out: Path, *, title: str,
+    dtype: str | None = None, max_shard_bytes: int = MAX_SHARD_BYTES, threads: int | None = None,
+    force: bool = False, whole: bool = False, unchanged: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
 ) -> Merged:  # fmt: skip
+    """Write the average of `parents`, sorted by digest, with what goes with the one in `template`.
+
+    `unchanged` raises if the parents are, after that, not those of the digests any more.
+    Otherwise as `merge_subject`.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"use one of {', '.join(DTYPES)}")
     storage = DTYPES[dtype] if dtype else None
@@ -145,28 +170,46 @@ def _write(
     check_mergeable(streams, dtype=storage)
     rows = [[p.digest, p.weight.numerator, p.weight.denominator] for p in parents]
     recipe = {"recipe": METHOD, "components": rows}
+    size = _payload(parents[0], storage)
     with new_folder(out, force=force) as staging:
         copy_rest(template, staging, dtype)
-        progress.start("merging", _payload(parents[0], storage), "bytes")
-        merge_weights(
-            streams, staging, dtype=storage, max_shard_bytes=max_shard_bytes, threads=threads,
-            progress=progress.advance,
+        progress.start("merging", size, "bytes")
+        hashed = merge_weights(
+            streams, staging, dtype=storage, max_shard_bytes=max_shard_bytes, whole=whole,
+            threads=threads, progress=progress.advance,
         )  # fmt: skip
-        checkpoint = read_checkpoint(staging, trust_code=True)
-        progress.start("checking", _payload(parents[0], storage), "bytes")
-        made = fingerprint(checkpoint, threads=threads, progress=progress.advance)
-        about = {
-            **recipe,
-            "digest": made.digest,
-            "dtype": dtype,
-            "labels": [p.label for p in parents],
-        }
+        unchanged()
+        hashes = {name: h for file in hashed.values() for name, h in file.tensors.items()}
+        digest = digest_of_tensors(read_checkpoint(staging, trust_code=True), hashes)
+        labels = [p.label for p in parents]
+        about = {**recipe, "digest": digest, "dtype": dtype, "labels": labels}
         write_atomic(staging / "poolreg.json", (json.dumps(about, indent=2) + "\n").encode())
-        write_atomic(staging / "README.md", _card(title, parents, made.digest, dtype).encode())
+        write_atomic(staging / "README.md", _card(title, parents, digest, dtype).encode())
     return Merged(
-        out, made.digest, digest_of(recipe), tuple((p.digest, p.weight) for p in parents),
-        len(checkpoint.weight_files), made.bytes,
+        out, digest, digest_of(recipe), tuple((p.digest, p.weight) for p in parents),
+        len(hashed), size, {path.name: file for path, file in hashed.items()},
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a staging folder that becomes `out` when the block ends without an error.
+
+    Raises `Conflict` if `out` holds anything, unless `force`, which replaces a model's folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not force:
+            raise Conflict(
+                f"{out} exists and is not empty", hint="choose another folder, or pass --force"
+            )
+        if not ((out / "config.json").is_file() and any(out.glob("*.safetensors"))):
+            raise Conflict(
+                f"{out} is not a model folder, so --force does not replace it",
+                hint="choose another folder",
+            )
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with staged_folder(out.absolute(), replace=force) as staging:
+        yield staging
 
 
 def _payload(parent: Component, storage: str | None) -> int:
@@ -177,21 +220,29 @@ def _payload(parent: Component, storage: str | None) -> int:
     )
 
 
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(info.stop - info.start for _, info in checkpoint.tensors.values())
+
+
 def copy_rest(template: Path, staging: Path, dtype: str | None) -> None:
     """Copy configuration and tokenizer from a parent."""
-    config = dict(read_checkpoint(template, trust_code=True).config)
+    checkpoint = read_checkpoint(template, trust_code=True)
+    config = dict(checkpoint.config)
     if dtype:
         config = {key: value for key, value in config.items() if key != "torch_dtype"}
         config["dtype"] = dtype
     write_atomic(staging / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    copy_companions(template, staging)
+    _copy_companions(checkpoint, staging)
 
 
 def copy_companions(template: Path, staging: Path) -> None:
     """Copy what goes with weights and config.json, whose kinds of files intake knows."""
-    checkpoint = read_checkpoint(template, trust_code=True)
-    others = [template / "generation_config.json"]
-    others += template.glob("*.py") if "auto_map" in checkpoint.config else []
+    _copy_companions(read_checkpoint(template, trust_code=True), staging)
+
+
+def _copy_companions(checkpoint: Checkpoint, staging: Path) -> None:
+    others = [checkpoint.folder / "generation_config.json"]
+    others += checkpoint.folder.glob("*.py") if "auto_map" in checkpoint.config else []
     others += checkpoint.tokenizer.files.values() if checkpoint.tokenizer else []
     for path in others:
         if path.is_file():

@@ -7,7 +7,6 @@ so its weights need not travel and a lost file can be made again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,9 +58,9 @@ def keep_merge(
         )
     with working_folder(registry.root / "tmp") as folder:
         out = folder / "merge"
-        merge_subject(
+        merged = merge_subject(
             registry, subject, out, dtype=dtype, max_shard_bytes=max_shard_bytes, threads=threads,
-            progress=progress,
+            whole=True, progress=progress,
         )  # fmt: skip
         how = {"subject": subject.digest, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
 
@@ -70,7 +69,10 @@ def keep_merge(
             return [*subject.records, records.keyed("build", build_id(body), body)]
 
         run = Run("other", how="merged")
-        return add_model(registry, out, run, name=name, replace=replace, lineage=built)
+        return add_model(
+            registry, out, run, name=name, replace=replace, lineage=built, passing=True,
+            hashed=merged.hashed,
+        )  # fmt: skip
 
 
 def builds_of(registry: Registry, model: str) -> list[Build]:
@@ -107,11 +109,13 @@ def rebuild(registry: Registry, build: Build, *, progress: Progress = SILENT) ->
     ]
     files = registry.select("model_files", model=build.model)
     with working_folder(registry.objects.staging) as folder:
-        merge_weights(
+        hashed = merge_weights(
             parents, folder, dtype=DTYPES[build.dtype] if build.dtype else None,
-            max_shard_bytes=build.max_shard_bytes, threads=None, progress=progress.advance,
+            max_shard_bytes=build.max_shard_bytes, whole=True, progress=progress.advance,
         )  # fmt: skip
-        made = {registry.objects.put_file(path) for path in _weights(folder)}
+        made = {file.sha256 for file in hashed.values()}
+        for path, file in hashed.items():
+            registry.objects.take(path, file.sha256)
         _put_rest(registry, build, folder, wanted={row["object"] for row in files} - made)
     lacking = [
         row["name"] for row in files if row["role"] == "weights" and row["object"] not in made
@@ -133,7 +137,3 @@ def _put_rest(registry: Registry, build: Build, folder: Path, *, wanted: set[str
     for path in folder.iterdir():
         if path.suffix != ".safetensors" and sha256(data := path.read_bytes()) in wanted:
             registry.objects.put(data)
-
-
-def _weights(folder: Path) -> Sequence[Path]:
-    return sorted(folder.glob("*.safetensors"))

@@ -7,22 +7,21 @@ stays right when names change.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from poolreg.canonical import digest_of
 from poolreg.errors import NotFound, UsageError
-from poolreg.mixture import Atom, Mixture, common_denominator, parse, unit_weights
+from poolreg.mixture import METHOD, Atom, Mixture, common_denominator, parse, unit_weights
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
 from poolreg.text import partitions as data
-
-METHOD = "average-1"  # the definition of merging; a change of it changes every recipe digest
 
 Weights = tuple[tuple[str, Fraction], ...]
 
@@ -170,10 +169,10 @@ class Resolver:
 
     def blend(self, mixture: Mixture) -> str:
         """Return the digest of a mixture's weights over base units."""
-        rows = [
-            [self.units[unit], weight.numerator, weight.denominator]
-            for unit, weight in self.weights(mixture)
-        ]
+        return self._blend(self.weights(mixture))
+
+    def _blend(self, weights: Sequence[tuple[tuple[str, int], Fraction]]) -> str:
+        rows = [[self.units[unit], w.numerator, w.denominator] for unit, w in weights]
         return digest_of(["blend", 1, sorted(rows)])
 
     def mixture(
@@ -195,7 +194,7 @@ class Resolver:
         recipe = recipe_id(rows)
         subject = components[0][0] if len(components) == 1 else recipe
         scheme = "micro" if self._coincide(mixture) else self.scheme
-        blend = self.blend(mixture)
+        blend = self._blend(weights)
         named = [
             [self.partitions[atom.partition], atom.unit, w.numerator, w.denominator]
             for atom, w in mixture.weights
@@ -228,6 +227,9 @@ class Resolver:
         counts = {
             a.partition: self.counts[self.partitions[a.partition]] for a, _ in mixture.weights
         }
+        of_atoms = {1 if atom.unit else counts[atom.partition] for atom, _ in mixture.weights}
+        if len(of_atoms) == 1:
+            return True
         micro = unit_weights(mixture, counts, "micro")
         return micro == unit_weights(mixture, counts, "macro")
 
@@ -240,7 +242,7 @@ class Resolver:
 
     def seed_for(self, units: list[tuple[str, int]], *, only: str | None = None) -> str:
         """Return the seed whose unit models cover `units`; raises if none or several do."""
-        seeds = [only] if only else list(self._seeds())
+        seeds = [only] if only else self._seeds
         if not seeds:
             raise NotFound(
                 "the pool has no seed model yet",
@@ -271,9 +273,8 @@ class Resolver:
             f"--partition {atom.partition} --unit {atom.unit} --from {label}",
         )
 
-    def _seeds(self) -> Iterator[str]:
+    @functools.cached_property
+    def _seeds(self) -> list[str]:
         if self._seed:
-            yield self._seed
-            return
-        for row in self.registry.select("seeds"):
-            yield row["digest"]
+            return [self._seed]
+        return [row["digest"] for row in self.registry.select("seeds")]

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from poolreg.canonical import sha256
-from poolreg.errors import Conflict, Incompatible, Refused, UsageError
-from poolreg.files import staged_folder, storage_errors, write_atomic
+from poolreg.errors import Incompatible, Refused, UsageError
+from poolreg.files import storage_errors, write_atomic
+from poolreg.models.folders import new_folder
 from poolreg.store import records
 from poolreg.store.journal import Record
 from poolreg.store.registry import Registry
-from poolreg.store.staging import in_use
+from poolreg.store.staging import in_use, working_folder
 from poolreg.tensors import TensorInfo, read_header
 from poolreg.weights.checkpoint import (
     Checkpoint,
@@ -35,6 +36,7 @@ from poolreg.weights.checkpoint import (
     read_checkpoint,
     vocab_size,
 )
+from poolreg.weights.hashing import HashedFile
 
 Progress = Callable[[int], None] | None
 
@@ -79,21 +81,25 @@ class AddedModel:
 
 def add_model(
     registry: Registry, folder: Path, run: Run, *, name: str | None = None, replace: bool = False,
-    tokenizer: Path | None = None, trust_code: bool = False,
+    tokenizer: Path | None = None, trust_code: bool = False, passing: bool = False,
+    hashed: Mapping[str, HashedFile] | None = None,
     lineage: Callable[[str], Sequence[Record]] = lambda _: (), progress: Progress = None,
 ) -> AddedModel:  # fmt: skip
     """Check a Hugging Face folder strictly and store it.
 
-    Every byte is read once to hash it and to look for values that are not finite, and once more
-    to copy it. A folder without a tokenizer takes that of the seed model it was trained from.
-    `lineage` is given the model's digest and returns what else is recorded together with it.
-    `progress` is told bytes hashed. Raises `Refused`, `NotFound`, `Incompatible`, `Conflict`.
+    Every byte of the weights is read once: to hash it, to look for values that are not finite,
+    and to copy it, unless the file system shares the blocks. The weights of a `passing` folder,
+    which lies in the pool's tmp/ and is needed no longer, are moved; if whoever wrote them knows
+    how they are `hashed`, by file name, they are not read. A folder without a tokenizer takes
+    that of the seed model it was trained from. `lineage` is given the model's digest and returns
+    what else is recorded together with it. `progress` is told bytes hashed. Raises `Refused`,
+    `NotFound`, `Incompatible`, `Conflict`.
     """
     if name:
         registry.check_free("model", name, None, replace=True)
-    checkpoint = read_checkpoint(folder, trust_code=trust_code, tokenizer=tokenizer)
-    notes = []
     with contextlib.ExitStack() as stack:
+        checkpoint = read_checkpoint(folder, trust_code=trust_code, tokenizer=tokenizer)
+        notes = []
         if checkpoint.tokenizer is None and run.seed:
             seed_folder = stack.enter_context(stored_folder(registry, run.seed))
             checkpoint = read_checkpoint(folder, trust_code=trust_code, tokenizer=seed_folder)
@@ -101,16 +107,19 @@ def add_model(
         if checkpoint.tokenizer is None:
             notes.append("no tokenizer: text cannot be scored until the model is added with one")
         if run.seed:
-            seed_label = registry.one("model_label", model=run.seed)["label"]
-            family = stored_family(registry, run.seed)
-            check_same_family(checkpoint.family, family, names=(folder.name, f"seed {seed_label}"))
-        identity = fingerprint(checkpoint, progress=progress)
+            _check_grown_from(registry, run.seed, checkpoint)
+        weights = {path: path for path in checkpoint.weight_files}
+        if not passing:
+            place = stack.enter_context(working_folder(registry.objects.staging))
+            weights = {path: place / path.name for path in weights}
+        copies = None if passing else weights
+        identity = fingerprint(checkpoint, hashed=hashed, copies=copies, progress=progress)
         if name:
             name = registry.check_free("model", name, identity.digest, replace=replace)
         known = registry.select("model", digest=identity.digest)
         with registry.writing():
             more = lineage(identity.digest)
-            _store(registry, checkpoint, identity, run, name, more, trust_code=trust_code)
+            _store(registry, checkpoint, identity, run, name, weights, more, trust_code=trust_code)
     label = registry.one("model_label", model=identity.digest)["label"]
     return AddedModel(
         label, identity.digest, run.role, identity.parameters, identity.bytes, not known,
@@ -118,20 +127,32 @@ def add_model(
     )  # fmt: skip
 
 
+def _check_grown_from(registry: Registry, seed: str, checkpoint: Checkpoint) -> None:
+    """Raise `Incompatible` unless a model can be averaged with others of its seed."""
+    names = checkpoint.folder.name, f"seed {registry.one('model_label', model=seed)['label']}"
+    check_same_family(checkpoint.family, stored_family(registry, seed), names=names)
+
+
 def _store(
     registry: Registry, checkpoint: Checkpoint, identity: Fingerprint, run: Run,
-    name: str | None, more: Sequence[Record], *, trust_code: bool,
+    name: str | None, weights: Mapping[Path, Path], more: Sequence[Record], *, trust_code: bool,
 ) -> None:  # fmt: skip
+    """Store the files, of which `weights` are moved from where they lie, and record the model."""
     known = bool(registry.select("model", digest=identity.digest))
     if known:
         _refuse_other_files(registry, checkpoint, identity, trust_code=trust_code)
     objects: dict[str, int] = {}
     files = []
+    hashed = {file.path: file for file in identity.files}
     for role, filename, path in _files(checkpoint, trust_code):
-        expect = next((f.sha256 for f in identity.files if f.path == path), None)
-        digest = registry.objects.put_file(path, expect=expect)
-        objects[digest] = path.stat().st_size
-        files.append({"role": role, "name": filename, "object": digest, "bytes": objects[digest]})
+        if path in hashed:
+            digest, size = hashed[path].sha256, hashed[path].bytes
+            registry.objects.take(weights[path], digest)
+        else:
+            digest = registry.objects.put_file(path)
+            size = registry.objects.path(digest).stat().st_size
+        objects[digest] = size
+        files.append({"role": role, "name": filename, "object": digest, "bytes": size})
     body = {**_facts(checkpoint, identity), "trusted_code": trust_code, "files": files}
     registry.record(
         records.keyed("model", identity.digest, body, objects),
@@ -302,27 +323,6 @@ def check_file_name(name: str) -> str:
     if not name or name in (".", "..") or not plain:
         raise UsageError(f"{name!r} is not a file name")
     return name
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a staging folder that becomes `out` when the block ends without an error.
-
-    Raises `Conflict` if `out` holds anything, unless `force`, which replaces a model's folder.
-    """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not force:
-            raise Conflict(
-                f"{out} exists and is not empty", hint="choose another folder, or pass --force"
-            )
-        if not ((out / "config.json").is_file() and any(out.glob("*.safetensors"))):
-            raise Conflict(
-                f"{out} is not a model folder, so --force does not replace it",
-                hint="choose another folder",
-            )
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with staged_folder(out.absolute(), replace=force) as staging:
-        yield staging
 
 
 def export_model(registry: Registry, digest: str, out: Path, *, force: bool = False) -> None:

@@ -37,10 +37,11 @@ OVERFLOW = {
 }
 FLOATS = tuple(OVERFLOW)  # the dtypes that can be averaged
 
-CHUNK = 1 << 17  # elements at a time: a chunk of float64 sums fits a core's 1 MB cache
+# The bits of the smallest value, without its sign, that is not finite.
+INFINITY = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
+_BF16_OVERFLOW = 0x7F7F_8000  # OVERFLOW["BF16"] as a float32
 
-_LOW = np.uint64((1 << 42) - 1)  # of a float64, what lies under 11 significant bits
-_HIGH = np.uint64(~((1 << 42) - 1) & ((1 << 64) - 1))
+CHUNK = 1 << 17  # elements at a time: a chunk of float64 sums fits a core's 1 MB cache
 
 
 class Scratch:
@@ -49,8 +50,9 @@ class Scratch:
     def __init__(self, elements: int = CHUNK) -> None:
         self.sum = np.empty(elements, np.float64)
         self.wide = np.empty(elements, np.float64)
-        self.bits = np.empty(elements, np.uint64)
         self.single = np.empty(elements, np.float32)
+        self.words = np.empty(elements, np.uint32)
+        self.flags = np.empty((2, elements), np.bool_)
 
 
 def widen(raw: Array, dtype: str, out: Doubles | None = None) -> Doubles:
@@ -74,11 +76,13 @@ def narrow(values: Doubles, dtype: str, out: Array | None = None) -> Array:
 
 
 def accumulate(
-    acc: Doubles, raw: Array, dtype: str, *, weight: int = 1, scratch: Scratch | None = None
-) -> None:
+    acc: Doubles, raw: Array, dtype: str, *, weight: int = 1, first: bool = False,
+    scratch: Scratch | None = None,
+) -> None:  # fmt: skip
     """Add `weight` times `raw` to the float64 sums `acc`, in place.
 
-    Sums start from zeros. A negative weight takes a parent away again.
+    Sums start from zeros; `first` takes zeros in place of what `acc` holds. A negative weight
+    takes a parent away again.
     """
     scratch = scratch or Scratch()
     factor = float(weight)
@@ -88,7 +92,7 @@ def accumulate(
             if weight != 1:
                 wide = scratch.wide[: values.size]
                 values = np.multiply(values, factor, out=wide, dtype=np.float64)
-            np.add(acc[part], values, out=acc[part])  # in float64, as `acc` is
+            np.add(0.0 if first else acc[part], values, out=acc[part], dtype=np.float64)
 
 
 def finish(
@@ -105,9 +109,8 @@ def finish(
             values = acc[part]
             if denominator != 1:
                 values = np.divide(values, divisor, out=scratch.wide[: values.size])
-            if not max(values.max(), -values.min()) < OVERFLOW[dtype]:
+            if not _narrow(values, dtype, out[part], scratch=scratch):
                 _refuse(values, dtype, part.start)
-            _narrow(values, dtype, out[part], scratch=scratch)
 
 
 def average_into(
@@ -125,9 +128,8 @@ def average_into(
     Raises `Refused`, with the element's `index`, if an average is not finite in `out_dtype`.
     """
     acc = scratch.sum[: out.size]
-    acc.fill(0.0)
-    for raw, weight in zip(raws, weights, strict=True):
-        accumulate(acc, raw, dtype, weight=weight, scratch=scratch)
+    for number, (raw, weight) in enumerate(zip(raws, weights, strict=True)):
+        accumulate(acc, raw, dtype, weight=weight, first=number == 0, scratch=scratch)
     finish(acc, sum(weights), out_dtype, out=out, scratch=scratch)
 
 
@@ -156,31 +158,49 @@ def _as_float(raw: Array, dtype: str, single: npt.NDArray[np.float32]) -> Array:
     return single[: raw.size]
 
 
-def _narrow(values: Doubles, dtype: str, out: Array, *, scratch: Scratch) -> None:
-    if dtype == "BF16":
-        _narrow_bf16(values, out, scratch)
-    else:
-        np.copyto(out, values, casting="same_kind")
+def all_below(bits: Array, limit: int) -> bool:
+    """Tell whether floats, given as unsigned integers, are all smaller than the one of `limit`.
 
-
-def _narrow_bf16(values: Doubles, out: Array, scratch: Scratch) -> None:
-    """Round to 11 bits to odd, then to 8 bits to nearest: together one correct rounding.
-
-    Rounding to odd (truncate, and set the last bit if anything was lost) keeps on which side of
-    a tie a value lies (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums",
-    2008). Eleven bits pass through float32 exactly down to 2⁻¹³⁹; below 2⁻¹³⁴ all is zero.
+    Signs do not count. Two maxima need no temporary arrays: as unsigned numbers the negative
+    values are the largest, as signed numbers the positive ones are.
     """
-    source, bits = values.view(np.uint64), scratch.bits[: values.size]
-    np.bitwise_and(source, _LOW, out=bits)
-    np.add(bits, _LOW, out=bits)  # bit 42 is now set if a lower bit was
-    np.bitwise_or(bits, source, out=bits)
-    np.bitwise_and(bits, _HIGH, out=bits)
-    single = scratch.single[: values.size]
-    np.copyto(single, bits.view(np.float64), casting="same_kind")
-    words, last = single.view(np.uint32), bits.view(np.uint32)[: values.size]
-    np.right_shift(words, 16, out=last)
-    np.bitwise_and(last, 1, out=last)
-    np.add(words, last, out=words)
+    if not bits.size:
+        return True
+    width = bits.dtype.itemsize
+    sign = 1 << (8 * width - 1)
+    return int(bits.max()) < sign + limit and int(bits.view(f"<i{width}").max()) < limit
+
+
+def _narrow(values: Doubles, dtype: str, out: Array, *, scratch: Scratch) -> bool:
+    """Round `values` into `out` and tell whether all are finite there."""
+    if dtype == "BF16":
+        return _narrow_bf16(values, out, scratch)
+    np.copyto(out, values, casting="same_kind")
+    return all_below(out.view(f"<u{out.dtype.itemsize}"), INFINITY[dtype])
+
+
+def _narrow_bf16(values: Doubles, out: Array, scratch: Scratch) -> bool:
+    """Round to float32, then to bfloat16, which is one correct rounding but for false ties.
+
+    A float32 halfway between two bfloat16 that is not the value itself, but next to it, would
+    be rounded to even whatever side the value lies on: it is moved one step to that side first.
+    """
+    single, other = scratch.single[: values.size], scratch.words[: values.size]
+    words = single.view(np.uint32)
+    tie, inexact = scratch.flags[:, : values.size]
+    np.copyto(single, values, casting="same_kind")
+    np.bitwise_and(words, 0xFFFF, out=other)
+    np.equal(other, 0x8000, out=tie)
+    np.not_equal(values, single, out=inexact)
+    np.logical_and(tie, inexact, out=tie)
+    if (false := np.flatnonzero(tie)).size:
+        outward = np.abs(values[false]) > np.abs(single[false])
+        words[false] += np.where(outward, 1, -1).astype(np.uint32)
+    finite = all_below(words, _BF16_OVERFLOW)
+    np.right_shift(words, 16, out=other)
+    np.bitwise_and(other, 1, out=other)
+    np.add(words, other, out=words)
     np.add(words, 0x7FFF, out=words)
     np.right_shift(words, 16, out=words)
     np.copyto(out, words, casting="same_kind")
+    return finite

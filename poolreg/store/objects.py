@@ -18,7 +18,8 @@ from pathlib import Path
 from poolreg import faults
 from poolreg.canonical import is_digest, sha256
 from poolreg.errors import Damage, NotFound
-from poolreg.files import staged, storage_errors, sync_folder
+from poolreg.files import staged, storage_errors, sync_file, sync_folder
+from poolreg.weights.disk import clone, write_all
 
 _CHUNK = 1 << 22
 
@@ -85,6 +86,7 @@ class ObjectStore:
     ) -> str:
         """Copy a file into the store and return its digest; `progress` is told bytes copied.
 
+        Where the file system can, the copy shares the file's blocks until either is changed.
         With `expect`, a file with another digest raises `Damage` and nothing is stored.
         """
         temporary = self.staging / f"object.{os.getpid()}.{secrets.token_hex(6)}.tmp"
@@ -106,7 +108,6 @@ class ObjectStore:
         with storage_errors(f"storing object {digest[:12]}"), open(file, "rb") as reader:
             if hashlib.file_digest(reader, "sha256").hexdigest() != digest:
                 raise _changed(digest, where=file.name)
-            os.fsync(reader.fileno())
         self.take(file, digest)
 
     def check(self, digest: str) -> None:
@@ -126,8 +127,12 @@ class ObjectStore:
         return target
 
     def take(self, file: Path, digest: str) -> None:
-        """Move a file of the same file system into the store, trusting that it was checked."""
+        """Move a file of the same file system into the store, trusting that it was checked.
+
+        Nobody else may have it open to write, and it has no other name.
+        """
         with storage_errors(f"storing object {digest[:12]}"):
+            sync_file(file)
             self._adopt(file, digest)
 
     def _adopt(self, temporary: Path, digest: str) -> None:
@@ -156,13 +161,14 @@ class ObjectStore:
 def _copy(source: Path, target: Path, progress: Callable[[int], None] | None) -> str:
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
-    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
-        while count := reader.readinto(buffer):
-            chunk = buffer[:count]
-            hasher.update(chunk)
-            while chunk:
-                faults.step("object.write")
-                chunk = chunk[writer.write(chunk) :]
+    at = 0
+    with open(source, "rb", buffering=0) as reader, open(target, "x+b", buffering=0) as writer:
+        cloned = clone(reader.fileno(), writer.fileno())
+        while count := (writer if cloned else reader).readinto(buffer):
+            hasher.update(buffer[:count])
+            if not cloned:
+                write_all(writer.fileno(), buffer[:count], at)
+            at += count
             if progress:
                 progress(count)
         faults.step("object.flush")

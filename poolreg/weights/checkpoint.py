@@ -25,8 +25,9 @@ from poolreg.weights.family import (
     context_length,
     vocab_size,
 )
-from poolreg.weights.hashing import hash_files
+from poolreg.weights.hashing import HashedFile, hash_files, hash_tensors
 from poolreg.weights.hf_json import read_object, refuse_code
+from poolreg.weights.known import Seen
 from poolreg.weights.tokenizer_files import TokenizerFiles, read_tokenizer, require_tokenizer
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "canonical_config",
     "check_same_family",
     "context_length",
+    "digest_of_tensors",
+    "digest_of_weights",
     "fingerprint",
     "read_checkpoint",
     "vocab_size",
@@ -139,49 +142,98 @@ def read_checkpoint(
 def fingerprint(
     checkpoint: Checkpoint,
     *,
+    hashed: Mapping[str, HashedFile] | None = None,
+    copies: Mapping[Path, Path] | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fingerprint:
     """Read all weights once; return their hashes and the digest of the model.
 
-    `threads` (default: one per core) work on files, and within a file on its two hashes.
-    `progress` is told how many bytes were read since it was last called, from one thread at a
-    time. Raises `Refused` naming a tensor with NaN or infinite values, and a file that changed.
+    With `hashed`, by file name, which whoever wrote the files knows, nothing is read. In the same
+    pass a file in `copies` is copied to the path given there. `threads` (default: one per core)
+    work on files, and within a file on its hashes. `progress` is told how many bytes were read
+    since it was last called, from one thread at a time. Raises `Refused` naming a tensor with NaN
+    or infinite values, and a file that changed.
     """
     files = checkpoint.weight_files
     index = {path: at for at, path in enumerate(files)}
-    parts: list[list[TensorInfo]] = [[] for _ in files]
-    for path, info in checkpoint.tensors.values():
-        parts[index[path]].append(info)
-    work = list(zip(files, parts, strict=True))
-    hashed = hash_files(work, threads=threads or os.cpu_count() or 1, progress=progress)
+    if hashed is None:
+        found = hash_files(
+            _work(checkpoint), threads=threads or _cores(), copies=copies, progress=progress
+        )
+        hashed = {path.name: made for path, made in zip(files, found, strict=True)}
     rows = tuple(
         TensorDigest(
-            name, info.dtype, info.shape, hashed[at].tensors[name], at, info.start, info.stop
+            name, info.dtype, info.shape, hashed[path.name].tensors[name], index[path],
+            info.start, info.stop,
         )
         for name, (path, info) in sorted(checkpoint.tensors.items())
-        for at in [index[path]]
-    )
+    )  # fmt: skip
     infos = [info for _, info in checkpoint.tensors.values()]
     return Fingerprint(
         files=tuple(
-            FileDigest(path, result.sha256, result.bytes)
-            for path, result in zip(files, hashed, strict=True)
+            FileDigest(path, hashed[path.name].sha256, hashed[path.name].bytes) for path in files
         ),
         tensors=rows,
-        digest=_model_digest(rows, checkpoint),
+        digest=digest_of_tensors(checkpoint, {row.name: row.sha256 for row in rows}),
         parameters=sum(info.elements for info in infos if _is_floating(info.dtype)),
         bytes=sum(info.stop - info.start for info in infos),
     )
 
 
-def _model_digest(rows: tuple[TensorDigest, ...], checkpoint: Checkpoint) -> str:
+def digest_of_weights(
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> str:
+    """Return the digest of the model alone: all tensors are read once, by all threads at once.
+
+    Files that have not changed since they were hashed for this are not read again. Otherwise
+    as `fingerprint`.
+    """
+    hashes: dict[str, str] = {}
+    seen, rest = {}, []
+    for path, tensors in _work(checkpoint):
+        with storage_errors(f"reading {path.name}"):
+            seen[path] = Seen.of(path)
+        known = seen[path].recall(info.name for info in tensors)
+        if known is None:
+            rest.append((path, tensors))
+            continue
+        hashes |= known
+        if progress:
+            progress(sum(info.stop - info.start for info in tensors))
+    found = hash_tensors(rest, threads=threads or _cores(), progress=progress)
+    for (path, _), made in zip(rest, found, strict=True):
+        seen[path].remember(path, made)
+        hashes |= made
+    return digest_of_tensors(checkpoint, hashes)
+
+
+def digest_of_tensors(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str:
+    """Return the digest of the model, given the sha256 of each tensor's payload."""
     return digest_of({
         "model": 1,
-        "tensors": [[row.name, row.dtype, list(row.shape), row.sha256] for row in rows],
+        "tensors": [
+            [name, info.dtype, list(info.shape), hashes[name]]
+            for name, (_, info) in sorted(checkpoint.tensors.items())
+        ],
         "config": canonical_config(checkpoint.config),
         "tokenizer": checkpoint.tokenizer.digest if checkpoint.tokenizer else None,
     })  # fmt: skip
+
+
+def _work(checkpoint: Checkpoint) -> list[tuple[Path, list[TensorInfo]]]:
+    """Return the tensors of each file."""
+    parts: dict[Path, list[TensorInfo]] = {path: [] for path in checkpoint.weight_files}
+    for path, info in checkpoint.tensors.values():
+        parts[path].append(info)
+    return list(parts.items())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _is_floating(dtype: str) -> bool:

@@ -17,6 +17,7 @@ from poolreg.errors import ConfigError, Incompatible, UsageError
 from poolreg.files import storage_errors, sync_folder, write_atomic
 from poolreg.numerics.average import FLOATS
 from poolreg.tensors import DTYPE_BYTES, Layout, plan_shards
+from poolreg.weights.hashing import HashedFile
 from poolreg.weights.stream import Parent, Progress, write_average
 
 __all__ = ["Parent", "check_mergeable", "merge_weights"]
@@ -95,16 +96,18 @@ def merge_weights(
     *,
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    whole: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Path, ...]:
-    """Write the weighted average of `parents` as safetensors files into the folder.
+) -> dict[Path, HashedFile]:
+    """Write the weighted average of `parents` as safetensors files, flushed, into the folder.
 
     `parents` come in the order of their digests. Floating tensors are averaged and stored in
     `dtype` (default: their own) with one rounding; all others must be equal in all parents. One
     parent and no `dtype` is a copy. `progress` gets the bytes just written, from one worker
-    thread at a time. Returns the files, the index last if there are several. The folder is the
-    caller's: after an error it holds a part.
+    thread at a time. Returns the weights files with the hashes of their tensors, and their own
+    if `whole`; several have an index beside them. The folder is the caller's: after an error it
+    holds a part.
 
     Raises what `check_mergeable` raises, `Incompatible` for other tensors that differ, `Refused`
     for an average that is not finite or a file that ends early, `Conflict` for a file that is
@@ -119,14 +122,17 @@ def merge_weights(
     }
     shards = plan_shards(layouts, max_shard_bytes)
     paths = [folder / _shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
+    made = {}
     with storage_errors(f"merging into {folder}"):
         for path, names in zip(paths, shards, strict=True):
             shard = {name: layouts[name] for name in names}
-            write_average(path, parents, shard, threads=threads, progress=progress)
+            made[path] = write_average(
+                path, parents, shard, whole=whole, threads=threads, progress=progress
+            )
         if len(paths) > 1:
-            paths.append(_write_index(folder, shards, layouts))
+            _write_index(folder, shards, layouts)
         sync_folder(folder)
-    return tuple(paths)
+    return made
 
 
 def _shard_name(number: int, total: int) -> str:
@@ -135,7 +141,7 @@ def _shard_name(number: int, total: int) -> str:
 
 def _write_index(
     folder: Path, shards: Sequence[Sequence[str]], layouts: Mapping[str, Layout]
-) -> Path:
+) -> None:
     size = sum(math.prod(shape) * DTYPE_BYTES[dtype] for dtype, shape in layouts.values())
     files = {
         name: _shard_name(number, len(shards))
@@ -145,4 +151,3 @@ def _write_index(
     index = {"metadata": {"total_size": size}, "weight_map": files}
     text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(folder / INDEX_NAME, text.encode("utf-8"))
-    return folder / INDEX_NAME

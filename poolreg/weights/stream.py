@@ -2,12 +2,13 @@
 
 Every chunk of every parent is read once and written once in place, by all cores, with a few
 chunks of memory for each thread. Neighbouring tensors that lie in the same order everywhere
-are one flat array, so small tensors cost nothing extra.
+are one flat array, so small tensors cost nothing extra. What is written is hashed while it is
+hot, and on its way to the disk before the last chunk is done.
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
 import threading
 from bisect import bisect_right
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn
 
 import numpy as np
@@ -24,8 +26,10 @@ from poolreg.errors import Conflict, Incompatible, Refused, StorageError
 from poolreg.files import storage_errors
 from poolreg.numerics.average import CHUNK, FLOATS, Array, Scratch, average_into, widen
 from poolreg.tensors import DTYPE_BYTES, NUMPY_DTYPES, Layout, TensorInfo, plan_file
+from poolreg.weights.disk import MAX_THREADS, allocate, prefetch, write_all
+from poolreg.weights.hashing import HashedFile, TensorHashes
 
-MAX_THREADS = 16  # more only wait for memory and disk
+WINDOW = 8 * CHUNK  # elements of each parent that are asked for at a time
 
 Progress = Callable[[int], None]
 
@@ -44,13 +48,15 @@ def write_average(
     parents: Sequence[Parent],
     layouts: Mapping[str, Layout],
     *,
+    whole: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> HashedFile:
     """Write the tensors of `layouts`, averaged over `parents`, to the new file `path`, flushed.
 
     The parents agree in names, shapes and dtypes. A floating tensor is averaged and stored in
-    the dtype of its layout; any other, and every tensor of a single parent, is copied.
+    the dtype of its layout; any other, and every tensor of a single parent, is copied. Returns
+    the hashes of the tensors, and of the file as a whole if `whole` (else that is empty).
     `progress` gets the bytes just written, from one worker thread at a time.
 
     Raises `Incompatible` for tensors to copy that differ, `Refused` for an average that is not
@@ -58,6 +64,8 @@ def write_average(
     """
     start, infos = plan_file(layouts, {"format": "pt"})
     runs = list(_runs(parents, infos))
+    size = max(info.stop for info in infos.values())
+    tensors, file = TensorHashes(infos.values(), len(start)), hashlib.sha256(start)
     with storage_errors(f"writing {path}"), ExitStack() as stack:
         files = {source: None for run in runs for source, _ in run.sources}
         work = _Work(
@@ -65,12 +73,15 @@ def write_average(
             parents=parents,
             files={source: _opened(source, stack) for source in files},
             output=_created(path, stack),
+            hashes=[tensors.update, *([file.update] if whole else [])],
             progress=progress,
+            threads=min(threads or os.cpu_count() or 1, MAX_THREADS),
         )
-        _allocate(work.output, max(info.stop for info in infos.values()))
-        _write_all(work.output, memoryview(start), 0)
-        work.run(min(threads or os.cpu_count() or 1, MAX_THREADS))
+        allocate(work.output, size)
+        write_all(work.output, memoryview(start), 0)
+        work.run()
         os.fsync(work.output)
+    return HashedFile(file.hexdigest() if whole else "", size, tensors.digests)
 
 
 @dataclass(frozen=True)
@@ -148,38 +159,49 @@ def _created(path: Path, stack: ExitStack) -> int:
     return descriptor
 
 
-def _allocate(descriptor: int, size: int) -> None:
-    """Give the file its length and, where the system can, its blocks: a full disk fails now."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-    os.ftruncate(descriptor, size)
+_Done = tuple[Array, Array]  # a buffer, and what was written of it
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    view = data.cast("B")
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
+class _InOrder:
+    """Uses what comes numbered from 0 in that order, one at a time; nobody waits for a turn.
+
+    Whoever brings the next one uses it, and then what others have brought meanwhile.
+    """
+
+    def __init__(self, use: Callable[[_Done], None]) -> None:
+        self._use = use
+        self._waiting: dict[int, _Done] = {}
+        self._next = 0
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def give(self, number: int, data: _Done) -> None:
+        """Use `data` here and now, or leave it to the one who is at it."""
+        with self._lock:
+            self._waiting[number] = data
+            if self._busy:
+                return
+            self._busy = True
+        while (ready := self._ready()) is not None:
+            self._use(ready)
+
+    def _ready(self) -> _Done | None:
+        with self._lock:
+            data = self._waiting.pop(self._next, None)
+            self._busy = data is not None
+            self._next += self._busy
+            return data
 
 
 class _Buffers:
-    """What one thread needs, made once: the kernel's scratch, an input and an output chunk."""
+    """What one thread needs, made once: the kernel's scratch and an input chunk."""
 
     def __init__(self) -> None:
         self.scratch = Scratch()
         self._input = np.empty(8 * CHUNK, np.uint8)
-        self._output = np.empty(8 * CHUNK, np.uint8)
 
     def input(self, dtype: str, elements: int) -> Array:
         return _seen(self._input, dtype, elements)
-
-    def output(self, dtype: str, elements: int) -> Array:
-        return _seen(self._output, dtype, elements)
 
 
 def _seen(buffer: Array, dtype: str, elements: int) -> Array:
@@ -194,58 +216,77 @@ class _Work:
     parents: Sequence[Parent]
     files: Mapping[Path, int]
     output: int
+    hashes: Sequence[Callable[[memoryview], object]]
     progress: Progress | None
-    ahead: int = 1
+    threads: int
     taken: Iterator[int] = field(init=False)
+    free: SimpleQueue[Array | None] = field(default_factory=SimpleQueue)  # to write into
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, threads: int) -> None:
-        """Write every chunk; the first error stops all threads and is raised."""
-        self.ahead = threads
+    def __post_init__(self) -> None:
         self.taken = iter(range(len(self.chunks)))
-        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+        self.written = _InOrder(self._hash)
+
+    def run(self) -> None:
+        """Write every chunk; the first error stops all threads and is raised."""
+        for _ in range(2 * self.threads):
+            self.free.put(np.empty(8 * CHUNK, np.uint8))
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="merge") as pool:
             try:
-                for future in [pool.submit(self._take) for _ in range(threads)]:
+                for future in [pool.submit(self._take) for _ in range(self.threads)]:
                     future.result()
             finally:
-                self.stopped.set()  # also after Ctrl-C, which only the main thread sees
+                self._stop()  # also after Ctrl-C, which only the main thread sees
 
     def _take(self) -> None:
         buffers = _Buffers()
         try:
-            while not self.stopped.is_set():
+            # The buffer first: one who waited for it with a chunk in hand would hold up the rest.
+            while (buffer := self.free.get()) is not None and not self.stopped.is_set():
                 with self.lock:
                     number = next(self.taken, None)
                 if number is None:
+                    self.free.put(buffer)
                     return
-                self._prefetch(number + self.ahead)
-                count = self._write(self.chunks[number], buffers)
+                self._prefetch(number + self.threads)
+                out = self._write(self.chunks[number], buffers, buffer)
                 if self.progress:
                     with self.lock:
-                        self.progress(count)
+                        self.progress(out.nbytes)
+                self.written.give(number, (buffer, out))
         except BaseException:
-            self.stopped.set()
+            self._stop()
             raise
+
+    def _hash(self, done: _Done) -> None:
+        buffer, out = done
+        for update in self.hashes:
+            update(out.data.cast("B"))
+        self.free.put(buffer)
+
+    def _stop(self) -> None:
+        self.stopped.set()
+        for _ in range(self.threads):
+            self.free.put(None)
 
     def _prefetch(self, number: int) -> None:
         # Several parents read in turn defeat the kernel's own readahead.
-        if number < len(self.chunks) and hasattr(os, "posix_fadvise"):
-            chunk = self.chunks[number]
-            width = DTYPE_BYTES[chunk.run.dtype]
-            for path, start in chunk.run.sources:
-                offset, length = start + chunk.first * width, chunk.elements * width
-                os.posix_fadvise(self.files[path], offset, length, os.POSIX_FADV_WILLNEED)
+        if number < len(self.chunks) and self.chunks[number].first % WINDOW == 0:
+            run, first = self.chunks[number].run, self.chunks[number].first
+            width, elements = DTYPE_BYTES[run.dtype], min(WINDOW, run.elements - first)
+            for path, start in run.sources:
+                prefetch(self.files[path], start + first * width, elements * width)
 
-    def _write(self, chunk: _Chunk, buffers: _Buffers) -> int:
+    def _write(self, chunk: _Chunk, buffers: _Buffers, buffer: Array) -> Array:
         run = chunk.run
-        out = buffers.output(run.out_dtype, chunk.elements)
+        out = _seen(buffer, run.out_dtype, chunk.elements)
         if run.dtype in FLOATS and (len(self.parents) > 1 or run.dtype != run.out_dtype):
             self._average(chunk, out, buffers)
         else:
             self._copy(chunk, out, buffers)
-        _write_all(self.output, out.data, run.start + chunk.first * out.itemsize)
-        return out.nbytes
+        write_all(self.output, out.data, run.start + chunk.first * out.itemsize)
+        return out
 
     def _average(self, chunk: _Chunk, out: Array, buffers: _Buffers) -> None:
         try:
