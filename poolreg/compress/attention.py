@@ -53,11 +53,17 @@ def _value_grams(
         gram, _ = moments(statistics, "out", centred=_centred(weights, ingredients))
         blocks = gram.unflatten(1, (heads.queries, -1)).unflatten(0, (heads.queries, -1))
         own = torch.stack([blocks[h, :, h] for h in range(heads.queries)])
-        grams: Tensor = own.unflatten(0, (heads.keys, heads.group)).mean(1)
+        mixed: Tensor = own.unflatten(0, (heads.keys, heads.group)).mean(1)
+        return mixed
+    grams, _ = moments(statistics, "values", centred=False)
+    if weights.v_bias is None:
         return grams
-    gram, _ = moments(statistics, "attention", centred=False)
-    values: Tensor = weights.v.unflatten(1, (heads.keys, heads.size)).transpose(0, 1)
-    return values.mT @ gram @ values
+    # Without their bias v − b: what attention makes of it is a constant.
+    mean = statistics["values_sum"] / statistics.tokens
+    bias = weights.v_bias.unflatten(0, (heads.keys, heads.size))
+    cross = (mean - bias / 2)[:, :, None] * bias[:, None]
+    without: Tensor = grams - cross - cross.mT
+    return without
 
 
 def _centred(weights: LayerWeights, ingredients: frozenset[str]) -> bool:

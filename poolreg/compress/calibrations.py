@@ -18,13 +18,12 @@ import numpy as np
 import torch
 
 from poolreg.canonical import digest_of
-from poolreg.compress.architectures import heads
+from poolreg.compress.architectures import heads, layers
 from poolreg.compress.calibrate import (
     LayerStatistics,
     choose_windows,
     gather,
     held_ids,
-    passes,
 )
 from poolreg.errors import NotFound, Refused
 from poolreg.evaluation.protocol import Protocol
@@ -37,7 +36,7 @@ from poolreg.store.registry import Registry
 from poolreg.tensors import encode, read_array, read_header
 from poolreg.text.partitions import evalset_documents, unit_text
 
-VERSION = 1  # of what is gathered; a change of it calibrates again
+VERSION = 2  # of what is gathered; a change of it calibrates again
 DEFAULT_TOKENS = 32_768
 TOKENS_A_CHANNEL = 20  # by default, for the largest Gram matrix
 ENOUGH = 10  # tokens for each channel of a Gram matrix: fewer leave it ill-conditioned
@@ -199,12 +198,11 @@ def _gathered(
             tokens=sample.tokens,
         )
     started = time.perf_counter()
-    count = (sample.tokens + sample.held_out_tokens) * passes(model, names)
-    progress.start("calibrating", count, "tokens")
+    progress.start("calibrating", len(layers(model, names)), "layers")
     digests, conditions = [], []
     for _, statistics in gather(model, names, tokens, sample=sample, progress=progress.advance):
         digests.append(registry.put(_encoded(statistics), objects))
-        conditions += [condition(statistics[name]) for name in ("mlp", "attention", "out")]
+        conditions += [condition(statistics[name]) for name in ("mlp", "out")]
     return {
         "tokens": sample.tokens,
         "held_out_tokens": sample.held_out_tokens,

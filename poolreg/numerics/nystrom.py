@@ -54,7 +54,9 @@ def condition(gram: Tensor, steps: int = 30) -> float:
     large = small = start.to(gram)
     for _ in range(steps):
         large = gram @ (large / large.norm())
-        small = torch.cholesky_solve(small / small.norm(), root)
+        # Two triangular solves read the factor in place, which `cholesky_solve` copies each time.
+        half = torch.linalg.solve_triangular(root, small / small.norm(), upper=False)
+        small = torch.linalg.solve_triangular(root.mT, half, upper=True)
     return float(large.norm() * small.norm())
 
 
