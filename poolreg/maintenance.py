@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from poolreg.analysis import listed
-from poolreg.models.resolve import Resolver
 from poolreg.progress import SILENT, Progress
 from poolreg.store.registry import Registry
 
@@ -66,6 +65,8 @@ class Maintenance:
 
     def remove(self, space: str, name: str) -> str:
         """Tombstone a partition, model or evalset and return its digest; its data stays."""
+        from poolreg.models.resolve import Resolver
+
         if space == "model":
             name = Resolver(self.registry).stored(name)
         return self.registry.remove(space, name)

@@ -2,6 +2,7 @@
 
 -- name: objects
 -- Several records may name one object; the result does not depend on their order.
-INSERT INTO objects BY NAME
-SELECT digest, max(bytes) AS bytes, min(kind) AS kind FROM batch GROUP BY digest
-ON CONFLICT DO UPDATE SET bytes = greatest(bytes, excluded.bytes), kind = least(kind, excluded.kind);
+MERGE INTO objects USING (SELECT digest, max(bytes) AS bytes, min(kind) AS kind FROM batch GROUP BY digest) AS new
+ON objects.digest = new.digest
+WHEN MATCHED THEN UPDATE SET bytes = greatest(objects.bytes, new.bytes), kind = least(objects.kind, new.kind)
+WHEN NOT MATCHED THEN INSERT BY NAME;

@@ -121,10 +121,7 @@ WHERE child = $digest OR parent = $digest ORDER BY child_label, parent_label;
 
 -- name: seeds
 -- Seed models: those trained or added as seeds.
-SELECT DISTINCT runs.model AS digest, label FROM runs
-JOIN model_labels ON model_labels.model = runs.model
-WHERE runs.role = 'seed' AND NOT removed
-ORDER BY label;
+SELECT model AS digest, label FROM model_labels WHERE role = 'seed' AND NOT removed ORDER BY label;
 
 -- name: unit_models
 -- The latest model of each base unit that was trained from a seed.
@@ -138,8 +135,8 @@ QUALIFY row_number() OVER (PARTITION BY model_units.unit ORDER BY runs.added DES
 
 -- name: references_of
 -- Reference models that were really trained on a blend from a seed.
-SELECT runs.model, runs.budget, label FROM runs
-JOIN model_labels ON model_labels.model = runs.model AND NOT removed
+SELECT runs.model, runs.budget FROM runs
+JOIN models ON models.digest = runs.model AND NOT models.removed
 WHERE runs.role = 'reference' AND runs.blend = $blend AND runs.seed = $seed
 QUALIFY row_number() OVER (PARTITION BY runs.budget ORDER BY runs.added DESC, runs.digest) = 1
 ORDER BY runs.budget;
@@ -148,6 +145,10 @@ ORDER BY runs.budget;
 -- Memoised evaluations by their keys.
 SELECT digest, subject, evalset, protocol, nll, tokens, bytes, documents, document_scores
 FROM evaluations WHERE digest IN (SELECT unnest($digests));
+
+-- name: laps
+-- What was scored of parts of evalsets, by the keys of the laps.
+SELECT digest, seconds, device, document_scores FROM laps WHERE digest IN (SELECT unnest($digests));
 
 -- name: mixtures_known
 -- Which mixtures are recorded already.
@@ -322,6 +323,7 @@ SELECT 'recipe', count(*) FROM recipes UNION ALL
 SELECT 'mixture', count(*) FROM mixtures UNION ALL
 SELECT 'protocol', count(*) FROM protocols UNION ALL
 SELECT 'evaluation', count(*) FROM evaluations UNION ALL
+SELECT 'lap', count(*) FROM laps UNION ALL
 SELECT 'calibration', count(*) FROM calibrations UNION ALL
 SELECT 'variant', count(*) FROM variants UNION ALL
 SELECT 'task_score', count(*) FROM task_scores UNION ALL
@@ -342,6 +344,7 @@ WITH held AS (
         SELECT windows, 'calibrations', 5 FROM calibrations UNION ALL
         SELECT unnest(layers), 'calibrations', 5 FROM calibrations UNION ALL
         SELECT document_scores, 'document scores', 6 FROM evaluations WHERE document_scores IS NOT NULL UNION ALL
+        SELECT document_scores, 'document scores', 6 FROM laps UNION ALL
         SELECT token_scores, 'token scores', 7 FROM evaluations WHERE token_scores IS NOT NULL)
     GROUP BY digest
 ), here AS (
@@ -393,6 +396,10 @@ SELECT document_scores, coalesce(label, left(evaluations.subject, 12)) || ' on '
 FROM evaluations LEFT JOIN subjects USING (subject) LEFT JOIN evalset_names USING (evalset)
 WHERE document_scores IN (SELECT unnest($digests))
 UNION ALL
+SELECT document_scores, coalesce(label, left(laps.subject, 12)) || ' on ' || coalesce(evalset_names.name, left(laps.evalset, 12)) || ' (lap ' || lap + 1 || ')'
+FROM laps LEFT JOIN subjects USING (subject) LEFT JOIN evalset_names USING (evalset)
+WHERE document_scores IN (SELECT unnest($digests))
+UNION ALL
 SELECT token_scores, coalesce(label, left(evaluations.subject, 12)) || ' on ' || coalesce(evalset_names.name, left(evaluations.evalset, 12))
 FROM evaluations LEFT JOIN subjects USING (subject) LEFT JOIN evalset_names USING (evalset)
 WHERE token_scores IN (SELECT unnest($digests))
@@ -416,6 +423,7 @@ SELECT (SELECT coalesce(max(bytes), 0) FROM models) AS largest_model,
             SELECT max(added) FROM models UNION ALL SELECT max(added) FROM runs UNION ALL
             SELECT max(added) FROM recipes UNION ALL SELECT max(added) FROM mixtures UNION ALL
             SELECT max(added) FROM protocols UNION ALL SELECT max(added) FROM evaluations UNION ALL
+            SELECT max(added) FROM laps UNION ALL
             SELECT max(added) FROM calibrations UNION ALL SELECT max(added) FROM variants UNION ALL
             SELECT max(added) FROM task_scores UNION ALL SELECT max(added) FROM builds UNION ALL
             SELECT max(added) FROM transfers UNION ALL SELECT max(added) FROM trusts)) AS newest,

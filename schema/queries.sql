@@ -12,55 +12,90 @@ ORDER BY max_length, dtype, evalsets DESC, mean_bits_per_byte, mixture, scheme, 
 
 -- name: best
 -- The best mixture for each evalset.
+WITH least AS (
+    SELECT evalset_digest, protocol, min(bits_per_byte) AS least FROM scores WHERE kind = 'mixture' GROUP BY ALL
+)
 SELECT evalset, label AS mixture, scheme, size, bits_per_byte, perplexity, max_length, dtype
 FROM scores
-WHERE kind = 'mixture'
-QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol ORDER BY bits_per_byte, size, label, scheme, subject) = 1
+JOIN least USING (evalset_digest, protocol)
+WHERE kind = 'mixture' AND bits_per_byte IS NOT DISTINCT FROM least
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol ORDER BY size, label, scheme, subject) = 1
 ORDER BY evalset;
 
 -- name: best_per_size
 -- The best mixture of each number of partitions, for each evalset.
+WITH least AS (
+    SELECT evalset_digest, protocol, size, min(bits_per_byte) AS least FROM scores WHERE kind = 'mixture' GROUP BY ALL
+)
 SELECT evalset, size, label AS mixture, scheme, bits_per_byte, perplexity, max_length, dtype
 FROM scores
-WHERE kind = 'mixture'
-QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, size ORDER BY bits_per_byte, label, scheme, subject) = 1
+JOIN least USING (evalset_digest, protocol, size)
+WHERE kind = 'mixture' AND bits_per_byte IS NOT DISTINCT FROM least
+QUALIFY row_number() OVER (PARTITION BY evalset_digest, protocol, size ORDER BY label, scheme, subject) = 1
 ORDER BY evalset, size;
 
 -- name: marginal
 -- Marginal contribution of each partition: mean change of bits per byte when it joins a uniform union (negative is better).
-WITH joining AS (
-    SELECT *, unnest(members) AS joined FROM unions
+WITH measured AS MATERIALIZED (
+    SELECT number, scheme, seed, evalset_digest, protocol, bits_per_byte, evalset, max_length, dtype FROM unions
+), lenses AS MATERIALIZED (
+    SELECT *, CAST(row_number() OVER () AS INTEGER) AS lens
+    FROM (SELECT DISTINCT scheme, seed, evalset_digest, protocol, evalset, max_length, dtype FROM measured)
+), scored AS MATERIALIZED (
+    SELECT number, lens, bits_per_byte FROM measured JOIN lenses USING (scheme, seed, evalset_digest, protocol)
+), known AS MATERIALIZED (
+    SELECT DISTINCT number, numbers FROM union_mixtures
+), pairs AS MATERIALIZED (
+    SELECT joining.number AS joining, others.number AS others, joined
+    FROM (SELECT *, unnest(numbers) AS joined FROM known) AS joining
+    JOIN known AS others ON others.numbers = list_filter(joining.numbers, lambda number: number <> joined)
+), changes AS (
+    SELECT joining.lens, joined, joining.bits_per_byte - others.bits_per_byte AS change
+    FROM pairs
+    JOIN scored AS joining ON joining.number = pairs.joining
+    JOIN scored AS others ON others.number = pairs.others AND others.lens = joining.lens
+), summed AS (
+    SELECT lens, joined, count(*) AS pairs, sum(change) AS total, count(change) AS known, min(change) AS least, max(change) AS most
+    FROM changes GROUP BY ALL
 )
-SELECT joining.evalset, joining.scheme, coalesce(names.name, left(joined, 12)) AS partition,
-       count(*) AS pairs, avg(joining.bits_per_byte - others.bits_per_byte) AS mean_change,
-       min(joining.bits_per_byte - others.bits_per_byte) AS best_change,
-       max(joining.bits_per_byte - others.bits_per_byte) AS worst_change,
-       joining.max_length, joining.dtype
-FROM joining
-JOIN unions AS others
-  ON others.members = list_filter(joining.members, lambda member: member <> joined)
- AND others.scheme = joining.scheme AND others.seed = joining.seed
- AND others.evalset_digest = joining.evalset_digest AND others.protocol = joining.protocol
-LEFT JOIN names ON names.target = joined AND names.space = 'partition' AND names.current
+SELECT evalset, scheme, coalesce(names.name, left(partition, 12)) AS partition,
+       sum(pairs)::BIGINT AS pairs, sum(total) / sum(known) AS mean_change, min(least) AS best_change, max(most) AS worst_change,
+       max_length, dtype
+FROM summed
+JOIN lenses USING (lens)
+JOIN (SELECT digest AS partition, row_number() OVER (ORDER BY digest) AS joined FROM partitions) USING (joined)
+LEFT JOIN names ON names.target = partition AND names.space = 'partition' AND names.current
 GROUP BY ALL
-ORDER BY joining.max_length, joining.dtype, joining.evalset, joining.scheme, mean_change, 3;
+ORDER BY max_length, dtype, evalset, scheme, mean_change, 3;
 
 -- name: leave_one_out
 -- What the largest measured union loses without each of its partitions (positive: it is missed).
-WITH largest AS (
-    SELECT *, unnest(members) AS taken FROM unions
-    QUALIFY dense_rank() OVER (PARTITION BY evalset_digest, protocol, scheme, seed ORDER BY len(members) DESC, members) = 1
+WITH measured AS MATERIALIZED (
+    SELECT number, size, scheme, seed, evalset_digest, protocol, bits_per_byte, evalset, max_length, dtype FROM unions
+), sizes AS (
+    SELECT scheme, seed, evalset_digest, protocol, max(size) AS size FROM measured GROUP BY ALL
+), largest AS (
+    SELECT measured.* FROM measured JOIN sizes USING (scheme, seed, evalset_digest, protocol, size)
+    -- Of several the first: unions are numbered in the order of their members.
+    QUALIFY number = min(number) OVER (PARTITION BY scheme, seed, evalset_digest, protocol)
+), known AS MATERIALIZED (
+    SELECT DISTINCT number, numbers FROM union_mixtures
+), pairs AS (
+    SELECT whole.number, others.number AS others, taken
+    FROM (SELECT *, unnest(numbers) AS taken FROM known WHERE number IN (SELECT number FROM largest)) AS whole
+    JOIN known AS others ON others.numbers = list_filter(whole.numbers, lambda number: number <> taken)
 )
-SELECT largest.evalset, largest.scheme, coalesce(names.name, left(taken, 12)) AS left_out,
+SELECT largest.evalset, largest.scheme, coalesce(names.name, left(partition, 12)) AS left_out,
        largest.bits_per_byte AS with_it, others.bits_per_byte AS without_it,
        others.bits_per_byte - largest.bits_per_byte AS loss_without,
        largest.max_length, largest.dtype
 FROM largest
-JOIN unions AS others
-  ON others.members = list_filter(largest.members, lambda member: member <> taken)
- AND others.scheme = largest.scheme AND others.seed = largest.seed
+JOIN pairs USING (number)
+JOIN measured AS others
+  ON others.number = pairs.others AND others.scheme = largest.scheme AND others.seed = largest.seed
  AND others.evalset_digest = largest.evalset_digest AND others.protocol = largest.protocol
-LEFT JOIN names ON names.target = taken AND names.space = 'partition' AND names.current
+JOIN (SELECT digest AS partition, row_number() OVER (ORDER BY digest) AS taken FROM partitions) USING (taken)
+LEFT JOIN names ON names.target = partition AND names.space = 'partition' AND names.current
 ORDER BY largest.max_length, largest.dtype, largest.evalset, largest.scheme, loss_without DESC, 3;
 
 -- name: missing
@@ -88,6 +123,7 @@ WITH mean_losses AS (
            sum(recipe_components.weight * loss(nll, tokens)) AS mean_loss, count(*) AS measured
     FROM recipe_components
     JOIN evaluations ON evaluations.subject = recipe_components.model
+    WHERE recipe_components.recipe IN (SELECT proxy_subject FROM proxy_pairs)
     GROUP BY ALL
 )
 SELECT proxy_pairs.evalset, budget, count(*) AS "references",

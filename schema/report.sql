@@ -28,14 +28,17 @@ SELECT (SELECT count(*) FROM evaluations) AS evaluations,
 -- name: leaderboard
 -- Mixtures by bits per byte averaged over the evalsets on which they were measured.
 WITH shown AS (
-    SELECT * FROM scores
-    WHERE kind = 'mixture' AND protocol = $1 AND evalset_digest IN (SELECT unnest($2)) AND seed = $3
-    QUALIFY row_number() OVER (PARTITION BY subject, evalset_digest ORDER BY len(label), label, scheme) = 1
+    SELECT subject, mixture, scheme, size, origin FROM mixtures
+    WHERE seed = $3
+    QUALIFY row_number() OVER (PARTITION BY subject ORDER BY len(mixture), mixture, scheme) = 1
 )
-SELECT label AS mixture, scheme, size, origin, count(*) AS evalsets,
-       avg(bits_per_byte) AS mean_bits_per_byte, exp(avg(loss)) AS geometric_mean_perplexity, subject
+SELECT mixture, scheme, size, origin, count(*) AS evalsets,
+       avg(bits_per_byte(nll, bytes)) AS mean_bits_per_byte, exp(avg(loss(nll, tokens))) AS geometric_mean_perplexity,
+       subject
 FROM shown
-GROUP BY subject, label, scheme, size, origin
+JOIN evaluations USING (subject)
+WHERE protocol = $1 AND evalset IN (SELECT unnest($2))
+GROUP BY subject, mixture, scheme, size, origin
 ORDER BY evalsets DESC, mean_bits_per_byte, mixture, scheme;
 
 -- name: seed
@@ -48,14 +51,21 @@ ORDER BY 1;
 
 -- name: best
 -- The best mixture for each evalset, and its change against the seed model.
-SELECT scores.evalset, label AS mixture, scheme, size, bits_per_byte,
+WITH measured AS (
+    SELECT * FROM scores
+    WHERE kind = 'mixture' AND protocol = $1 AND evalset_digest IN (SELECT unnest($2)) AND seed = $3
+), least AS (
+    SELECT evalset_digest, min(bits_per_byte) AS least FROM measured GROUP BY evalset_digest
+)
+SELECT measured.evalset, label AS mixture, scheme, size, bits_per_byte,
        bits_per_byte - bits_per_byte(start.nll, start.bytes) AS change_from_seed, perplexity
-FROM scores
+FROM measured
+JOIN least USING (evalset_digest)
 LEFT JOIN evaluations AS start
-  ON start.subject = $3 AND start.evalset = scores.evalset_digest AND start.protocol = scores.protocol
-WHERE kind = 'mixture' AND scores.protocol = $1 AND evalset_digest IN (SELECT unnest($2)) AND scores.seed = $3
-QUALIFY row_number() OVER (PARTITION BY evalset_digest ORDER BY bits_per_byte, size, len(label), label, scheme) = 1
-ORDER BY scores.evalset;
+  ON start.subject = $3 AND start.evalset = evalset_digest AND start.protocol = measured.protocol
+WHERE bits_per_byte IS NOT DISTINCT FROM least
+QUALIFY row_number() OVER (PARTITION BY evalset_digest ORDER BY size, len(label), label, scheme) = 1
+ORDER BY measured.evalset;
 
 -- name: changes
 -- Change of bits per byte against the seed model when trained on one partition alone (negative is better).
@@ -67,7 +77,7 @@ FROM unions
 JOIN evaluations AS start
   ON start.subject = unions.seed AND start.evalset = unions.evalset_digest AND start.protocol = unions.protocol
 LEFT JOIN names ON names.target = members[1] AND names.space = 'partition' AND names.current
-WHERE len(members) = 1 AND unions.protocol = $1 AND evalset_digest IN (SELECT unnest($2)) AND unions.seed = $3
+WHERE unions.size = 1 AND unions.protocol = $1 AND evalset_digest IN (SELECT unnest($2)) AND unions.seed = $3
 GROUP BY 1, 2
 ORDER BY 1, 2;
 

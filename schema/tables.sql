@@ -1,6 +1,7 @@
 -- The catalog's tables. They are a picture of the journal and can be rebuilt from it at any time,
 -- so there are no migrations: change them freely and raise SCHEMA_VERSION in poolreg/store/indexing.py.
--- Keys are single columns (look-ups are fast only on those); there are no foreign keys.
+-- Keys are single columns; there are no foreign keys. Tables that grow with every mixture have no
+-- key: its index would take longer than all else, and indexing lets in each id once as it is.
 
 CREATE TABLE catalog_info (schema_version INTEGER);
 COMMENT ON TABLE catalog_info IS 'One row: the version of this schema';
@@ -12,7 +13,7 @@ COMMENT ON COLUMN journal_segments.segment IS 'File name under journal/';
 COMMENT ON COLUMN journal_segments.indexed_bytes IS 'Offset after the last record that is in the catalog';
 COMMENT ON COLUMN journal_segments.seen_bytes IS 'Size of the segment then (larger when a torn line ends it)';
 
-CREATE TABLE objects (digest VARCHAR PRIMARY KEY, bytes BIGINT, kind VARCHAR);
+CREATE TABLE objects (digest VARCHAR, bytes BIGINT, kind VARCHAR);
 COMMENT ON TABLE objects IS 'Every object that a record names';
 COMMENT ON COLUMN objects.digest IS 'sha256 of the bytes, and the name under objects/';
 COMMENT ON COLUMN objects.bytes IS 'Size in bytes';
@@ -141,7 +142,7 @@ COMMENT ON COLUMN model_units.unit IS 'Unit digest';
 COMMENT ON COLUMN model_units.tokens IS 'Tokens of the unit that were trained on, if known';
 COMMENT ON COLUMN model_units.epochs IS 'Passes over the unit, if known';
 
-CREATE TABLE recipes (digest VARCHAR PRIMARY KEY, components INTEGER, added TIMESTAMP);
+CREATE TABLE recipes (digest VARCHAR, components INTEGER, added TIMESTAMP);
 COMMENT ON TABLE recipes IS 'Exact weighted averages of models; one component of weight 1 is that model itself';
 COMMENT ON COLUMN recipes.digest IS 'Digest of models, weights and merge method';
 COMMENT ON COLUMN recipes.components IS 'Number of models';
@@ -155,7 +156,7 @@ COMMENT ON COLUMN recipe_components.numerator IS 'Exact weight, numerator';
 COMMENT ON COLUMN recipe_components.denominator IS 'Exact weight, denominator';
 COMMENT ON COLUMN recipe_components.weight IS 'The weight as a double';
 
-CREATE TABLE mixtures (digest VARCHAR PRIMARY KEY, mixture VARCHAR, scheme VARCHAR, seed VARCHAR, subject VARCHAR, blend VARCHAR, size INTEGER, unit_tokens BIGINT, origin VARCHAR, added TIMESTAMP);
+CREATE TABLE mixtures (digest VARCHAR, mixture VARCHAR, scheme VARCHAR, seed VARCHAR, subject VARCHAR, blend VARCHAR, size INTEGER, unit_tokens BIGINT, origin VARCHAR, added TIMESTAMP);
 COMMENT ON TABLE mixtures IS 'Mixtures that were asked for, and the recipe that stands for each';
 COMMENT ON COLUMN mixtures.digest IS 'Digest of weights, scheme and recipe';
 COMMENT ON COLUMN mixtures.mixture IS 'Canonical expression, at the time';
@@ -188,7 +189,7 @@ COMMENT ON COLUMN protocols.window_rule IS 'How documents are cut into windows';
 COMMENT ON COLUMN protocols.version IS 'Version of the rules';
 COMMENT ON COLUMN protocols.added IS 'UTC time of adding';
 
-CREATE TABLE evaluations (digest VARCHAR PRIMARY KEY, subject VARCHAR, evalset VARCHAR, protocol VARCHAR, nll DOUBLE, tokens BIGINT, bytes BIGINT, documents BIGINT, seconds DOUBLE, device VARCHAR, document_scores VARCHAR, token_scores VARCHAR, added TIMESTAMP);
+CREATE TABLE evaluations (digest VARCHAR, subject VARCHAR, evalset VARCHAR, protocol VARCHAR, nll DOUBLE, tokens BIGINT, bytes BIGINT, documents BIGINT, seconds DOUBLE, device VARCHAR, document_scores VARCHAR, token_scores VARCHAR, added TIMESTAMP);
 COMMENT ON TABLE evaluations IS 'Measured sums of a model or recipe on an evalset under a protocol';
 COMMENT ON COLUMN evaluations.digest IS 'Digest of subject, evalset and protocol: the memo key';
 COMMENT ON COLUMN evaluations.subject IS 'Model or recipe digest';
@@ -203,6 +204,22 @@ COMMENT ON COLUMN evaluations.device IS 'Device it ran on';
 COMMENT ON COLUMN evaluations.document_scores IS 'Object with the sums of each document';
 COMMENT ON COLUMN evaluations.token_scores IS 'Object with the negative log-likelihood of each token, for single models';
 COMMENT ON COLUMN evaluations.added IS 'UTC time';
+
+CREATE TABLE laps (digest VARCHAR, subject VARCHAR, evalset VARCHAR, protocol VARCHAR, lap INTEGER, nll DOUBLE, tokens BIGINT, bytes BIGINT, documents BIGINT, seconds DOUBLE, device VARCHAR, document_scores VARCHAR, added TIMESTAMP);
+COMMENT ON TABLE laps IS 'Measured sums of a part of an evalset, for races; see the view raced';
+COMMENT ON COLUMN laps.digest IS 'Digest of subject, evalset, protocol and lap';
+COMMENT ON COLUMN laps.subject IS 'Model or recipe digest';
+COMMENT ON COLUMN laps.evalset IS 'Evalset digest';
+COMMENT ON COLUMN laps.protocol IS 'Protocol digest';
+COMMENT ON COLUMN laps.lap IS 'Which part of the documents, from 0: each has as many as all before it';
+COMMENT ON COLUMN laps.nll IS 'Sum of negative log-likelihoods, nats';
+COMMENT ON COLUMN laps.tokens IS 'Tokens scored';
+COMMENT ON COLUMN laps.bytes IS 'UTF-8 bytes scored';
+COMMENT ON COLUMN laps.documents IS 'Documents scored';
+COMMENT ON COLUMN laps.seconds IS 'Wall time';
+COMMENT ON COLUMN laps.device IS 'Device it ran on';
+COMMENT ON COLUMN laps.document_scores IS 'Object with the sums of each document, in the order of the race';
+COMMENT ON COLUMN laps.added IS 'UTC time';
 
 CREATE TABLE calibrations (digest VARCHAR PRIMARY KEY, subject VARCHAR, text VARCHAR, text_kind VARCHAR, protocol VARCHAR, token_limit BIGINT, tokens BIGINT, held_out_tokens BIGINT, largest INTEGER, condition DOUBLE, windows VARCHAR, layers VARCHAR[], seconds DOUBLE, added TIMESTAMP);
 COMMENT ON TABLE calibrations IS 'Statistics of activations, gathered once for a model and a text';

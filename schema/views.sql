@@ -72,6 +72,21 @@ JOIN protocols ON protocols.digest = evaluations.protocol
 LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset;
 COMMENT ON VIEW scores IS 'Every evaluation with the label of its mixture or model; compare rows of one protocol only';
 
+CREATE VIEW raced AS
+SELECT subjects.label, subjects.mixture, subjects.scheme,
+       coalesce(evalset_names.name, left(laps.evalset, 12)) AS evalset,
+       bits_per_byte(sum(laps.nll), sum(laps.bytes)) AS bits_per_byte,
+       sum(laps.documents)::BIGINT AS documents, sum(laps.tokens)::BIGINT AS tokens, sum(laps.bytes)::BIGINT AS bytes,
+       max(laps.lap) + 1 AS laps,
+       subjects.seed, laps.subject, laps.protocol, laps.evalset AS evalset_digest
+FROM laps
+JOIN subjects ON subjects.subject = laps.subject
+LEFT JOIN evalset_names ON evalset_names.evalset = laps.evalset
+LEFT JOIN evaluations ON evaluations.subject = laps.subject AND evaluations.evalset = laps.evalset AND evaluations.protocol = laps.protocol
+WHERE evaluations.digest IS NULL
+GROUP BY ALL;
+COMMENT ON VIEW raced IS 'Mixtures that stopped in a race, on the part of each evalset that they were scored on; not to be compared with scores of whole evalsets';
+
 CREATE VIEW task_results AS
 SELECT subject, measure, task, metric, filter, value, stderr, higher_is_better, n_shot, samples, sample_limit,
        task_hash, task_version, harness, harness_version, measured
@@ -93,29 +108,47 @@ FROM task_results
 JOIN subjects USING (subject);
 COMMENT ON VIEW measures IS 'All that mixtures and models are measured by, evalsets and tasks in one shape; compare rows with one measure_digest and, for evalsets, one protocol';
 
-CREATE VIEW unions AS
-WITH uniform AS (
-    SELECT mixture, list_sort(list(partition)) AS members, min(units) = max(units) AS schemes_coincide
+CREATE VIEW union_mixtures AS
+WITH numbered AS (
+    SELECT digest, units, CAST(row_number() OVER (ORDER BY digest) AS INTEGER) AS number FROM partitions
+), uniform AS (
+    SELECT mixture AS digest, list_sort(list(partition)) AS members, list_sort(list(number)) AS numbers,
+           min(units) = max(units) AS schemes_coincide
     FROM mixture_weights
-    JOIN partitions ON partitions.digest = mixture_weights.partition
+    JOIN numbered ON numbered.digest = mixture_weights.partition
     GROUP BY mixture
-    HAVING max(unit) = 0 AND count(DISTINCT (numerator, denominator)) = 1
+    HAVING max(unit) = 0 AND min(numerator) = max(numerator) AND min(denominator) = max(denominator)
 ), schemes AS (
     SELECT DISTINCT scheme FROM mixtures
 )
-SELECT mixtures.mixture, schemes.scheme, mixtures.seed, uniform.members,
+SELECT mixtures.mixture, schemes.scheme, mixtures.seed, uniform.members, uniform.numbers,
+       CAST(dense_rank() OVER (ORDER BY uniform.numbers) AS INTEGER) AS number,
+       len(uniform.numbers) AS size, mixtures.subject, mixtures.added, mixtures.digest
+FROM uniform
+JOIN mixtures ON mixtures.digest = uniform.digest
+JOIN schemes ON schemes.scheme = mixtures.scheme OR schemes_coincide;
+COMMENT ON VIEW union_mixtures IS 'Mixtures that are uniform unions of whole partitions, with their partitions as a sorted list of digests and, shorter, of places in the sorted list of all partitions; where micro and macro coincide a row stands under both';
+
+CREATE VIEW unions AS
+WITH replaced AS (
+    SELECT old.digest, old.scheme, evaluations.evalset, evaluations.protocol
+    FROM union_mixtures AS old
+    JOIN union_mixtures AS new
+      ON new.numbers = old.numbers AND new.scheme = old.scheme AND new.seed IS NOT DISTINCT FROM old.seed
+     AND (new.added > old.added OR (new.added = old.added AND new.digest < old.digest))
+    JOIN evaluations ON evaluations.subject = new.subject
+)
+SELECT asked.mixture, asked.scheme, asked.seed, asked.members,
        coalesce(evalset_names.name, left(evaluations.evalset, 12)) AS evalset,
        bits_per_byte(nll, bytes) AS bits_per_byte, protocols.max_length, protocols.dtype,
-       evaluations.protocol, evaluations.evalset AS evalset_digest
-FROM uniform
-JOIN mixtures ON mixtures.digest = uniform.mixture
-JOIN schemes ON schemes.scheme = mixtures.scheme OR schemes_coincide
-JOIN evaluations ON evaluations.subject = mixtures.subject
+       evaluations.protocol, evaluations.evalset AS evalset_digest, asked.size, asked.number
+FROM union_mixtures AS asked
+JOIN evaluations ON evaluations.subject = asked.subject
 JOIN protocols ON protocols.digest = evaluations.protocol
 LEFT JOIN evalset_names ON evalset_names.evalset = evaluations.evalset
-QUALIFY row_number() OVER (
-    PARTITION BY uniform.members, schemes.scheme, mixtures.seed, evaluations.evalset, evaluations.protocol
-    ORDER BY mixtures.added DESC, mixtures.digest) = 1;
+ANTI JOIN replaced
+  ON replaced.digest = asked.digest AND replaced.scheme = asked.scheme
+ AND replaced.evalset = evaluations.evalset AND replaced.protocol = evaluations.protocol;
 COMMENT ON VIEW unions IS 'Scores of uniform unions of whole partitions, with their partitions as a sorted list of digests; where micro and macro coincide a row stands under both, and models trained again replace the old';
 
 CREATE VIEW proxy_pairs AS

@@ -1,4 +1,6 @@
 import binascii
+import contextlib
+import gc
 import math
 import os
 import re
@@ -11,11 +13,12 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from many import write_sweep
 from poolreg.schema import statements
 
 from poolreg.canonical import canonical_json, digest_of, sha256
 from poolreg.errors import Damage, StorageError, UnknownFormat
-from poolreg.store import indexing, records
+from poolreg.store import catalog, indexing, records
 from poolreg.store.catalog import Catalog
 from poolreg.store.journal import Journal, Record
 from poolreg.store.registry import Registry
@@ -120,6 +123,12 @@ bodies = {
             "subject": s, "evalset": e, "protocol": p, "nll": x, "tokens": n, "bytes": n,
             "documents": 1, "seconds": x, "device": "cpu", "document_scores": None,
             "token_scores": s,
+        }), few, few, few, few, real, number,
+    ),
+    "lap": st.builds(
+        lambda key, s, e, p, x, n: (key, {
+            "subject": s, "evalset": e, "protocol": p, "lap": n % 5, "nll": x, "tokens": n,
+            "bytes": n, "documents": 1, "seconds": x, "device": "cpu", "document_scores": s,
         }), few, few, few, few, real, number,
     ),
     "calibration": st.builds(
@@ -271,6 +280,21 @@ def test_the_earlier_of_two_records_counts(registry):
     assert named == {digest(f"{n}.0"): (n, "evaluation") for n in (5, 7, 3)}
 
 
+@pytest.mark.parametrize("order", ["earlier later", "later earlier", "earlier indexed later"])
+def test_what_an_outdated_record_says_is_not_looked_at(registry, order):
+    said = {
+        "earlier": Record("evalset", "i", EVALSET, {}, at(1)),
+        "later": Record("evalset", "i", {"bytes": "many"}, {}, at(2)),
+    }
+    for segment, word in enumerate(order.split()):
+        if word == "indexed":
+            registry.catalog.refresh()
+        else:
+            write(registry.journal, segment, said[word])
+    registry.catalog.refresh()
+    assert registry.catalog.sandbox("SELECT digest, bytes FROM evalsets").rows == [("i", 1)]
+
+
 def test_objects_of_records_of_a_later_version_are_known(registry):
     registry.record(Record("hologram", "x", {"new": [1]}, {digest("a"): 3, digest("b"): 4}))
     registry.catalog.refresh()
@@ -304,6 +328,44 @@ def test_the_latest_name_place_and_removal_count_whichever_is_read_first(registr
         ([], False, []), ([a], False, []), ([a], False, []), ([], True, []), ([a], False, []),
         ([a], False, []), ([a], False, ["2"]), ([a], False, ["2"]),
     ]  # fmt: skip
+
+
+def test_rows_fit_their_tables(registry):
+    registry.catalog.refresh()
+    for main, *parts in records.KINDS.values():
+        for table in (main, *parts):
+            known = registry.catalog.sandbox(f"FROM {table.name} LIMIT 0").columns
+            assert set(table.columns) <= set(known), table.name
+            assert table is not main or table.columns[0] == known[0]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_python_collects_garbage_after_indexing(registry, damaged):
+    add_names(registry, "a")
+    if damaged:
+        (registry.journal.folder / "bad.jsonl").write_bytes(b"00000000 {}\n")
+    with pytest.raises(Damage) if damaged else contextlib.nullcontext():
+        registry.catalog.refresh()
+    assert gc.isenabled()
+
+
+def test_look_ups_are_remembered_while_nothing_is_new(registry, monkeypatch):
+    asked = []
+    fetched = catalog.fetch
+    monkeypatch.setattr(catalog, "fetch", lambda *given: asked.append(1) or fetched(*given))
+    add_names(registry, "a")
+    for _ in range(3):
+        (row,) = registry.select("names", space="model")
+        assert row["name"] == "a"
+        row["name"] = "spoilt"
+    assert len(asked) == 1
+    assert registry.select("names", space="evalset") == []
+    add_names(registry, "b")
+    assert [row["name"] for row in registry.select("names", space="model")] == ["a", "b"]
+    assert len(asked) == 3
+    for _ in range(2):  # long questions are not kept
+        registry.select("evaluations", digests=["x"])
+    assert len(asked) == 5
 
 
 # -- the published file ---------------------------------------------------------------------
@@ -1025,6 +1087,65 @@ def test_best_and_leaderboard(small):
         ("a+b", "micro", 2, 2.75, round(4.0**2.75, 9), 8),
     ]
     assert sum(row[-1] == 8 for row in found) == len(MIXTURES)
+
+
+def made_and_trained_again(root: Path) -> Registry:
+    """A sweep over four partitions in which two unions were made again, later and earlier."""
+    write_sweep(root, 8 * 15, 2)
+    registry = Registry.open(root)
+    mixtures = {r.id: r for r in registry.journal.all() if r.kind == "mixture"}
+    for union, when in ((3, "2040"), (5, "2000")):
+        known = mixtures[digest(f"mixture {union}")]
+        body = known.body | {"subject": digest(f"again {union}")}
+        again = Record("mixture", digest(f"again {union}"), body, {}, f"{when}-{known.at[5:]}")
+        registry.record(again)
+        for number, evalset in enumerate(["eval-0", "eval-1"]):
+            scored = evaluation(f"again {union}", evalset, 1.0 + number, "protocol")
+            registry.record(scored)
+    registry.catalog.refresh()
+    return registry
+
+
+def test_unions_against_plain_loops(tmp_path):
+    registry = made_and_trained_again(tmp_path / "pool")
+    rows = registry.catalog.sandbox("FROM unions").dicts()
+    scores = {
+        (frozenset(r["members"]), r["scheme"], r["evalset"]): r["bits_per_byte"] for r in rows
+    }
+    assert len(scores) == len(rows) == 8 * 15
+    names = {digest(f"part {n}"): f"part-{n}" for n in range(4)}
+    again = frozenset(digest(f"part {n}") for n in (0, 1))
+    assert (scores[again, "micro", "eval-0"], scores[again, "micro", "eval-1"]) == (1.0, 2.0)
+    assert all(row["size"] == len(row["members"]) for row in rows)
+    changes: dict[tuple, list[float]] = {}
+    for (members, scheme, evalset), score in scores.items():
+        for member in members:
+            rest = scores.get((members - {member}, scheme, evalset))
+            if rest is not None:
+                changes.setdefault((evalset, scheme, names[member]), []).append(score - rest)
+    expected = {key: (len(c), sum(c) / len(c), min(c), max(c)) for key, c in changes.items()}
+    columns = (
+        "evalset",
+        "scheme",
+        "partition",
+        "pairs",
+        "mean_change",
+        "best_change",
+        "worst_change",
+    )
+    found = {row[:3]: row[3:] for row in query(registry, "marginal", *columns)}
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, abs=1e-8)
+    everything = frozenset(names)
+    columns = ("evalset", "scheme", "left_out", "with_it", "without_it")
+    assert sorted(query(registry, "leave_one_out", *columns)) == sorted(
+        (evalset, scheme, names[member], round(score, 9),
+         round(scores[everything - {member}, scheme, evalset], 9))
+        for (members, scheme, evalset), score in scores.items() if members == everything
+        for member in everything
+    )  # fmt: skip
+    registry.close()
 
 
 def test_missing(small):

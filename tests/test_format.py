@@ -55,6 +55,7 @@ def used(tiny, tmp_path_factory) -> Path:
         pool.add_partition("shared", [prose], units=2)
         pool.keep_merge("3*alpha+beta", "kept")
         pool.ask(["2*alpha+beta/1", "kept"], on=["alpha", "prose"], scheme="macro")
+        pool.race(pool.plan_sweep(["alpha+gamma"], ["prose"]))
         pool.compress("alpha", [0.3], calibrate="prose", tokens=300)
         pool.import_scores(folder / "results.json", "kept")
         pool.remove("evalset", "beta")
@@ -71,7 +72,7 @@ def test_a_used_pool_is_read_from_the_document_alone(used):
     reader = PoolReader(used)
     done = reader.check()
     assert done.keys() == KINDS.keys()
-    assert done["evaluation"] == 4 + 2  # asked for, and the seed beside them
+    assert done["evaluation"] == 4 + 2 + 1  # asked for, the seed beside them, and raced
     with Pool.open(used) as pool:
         for space in ("partition", "model", "evalset"):
             assert reader.names(space) == pool.registry.names(space)

@@ -280,6 +280,100 @@ def test_what_has_no_canonical_form_is_not_written(journal):
     assert everything(journal) == []
 
 
+# -- the fast reader and the strict one -------------------------------------------------------
+
+
+def outcome(read, data: bytes) -> str:
+    try:
+        return repr(read(data))
+    except PoolregError as error:
+        return error.message
+
+
+def both(data: bytes) -> tuple[str, str]:
+    """What a line comes to, and what it comes to for Python's own JSON."""
+    line = b"%08x %s\n" % (binascii.crc32(data), data)
+    return (
+        outcome(lambda _: module.parse(line, "x.jsonl", 7), data),
+        outcome(lambda data: module._parse_slowly(data, "x.jsonl", 7), data),
+    )
+
+
+edits = st.lists(
+    st.tuples(
+        st.integers(0, 10**6),
+        st.integers(0, 3),
+        st.binary(max_size=3) | st.sampled_from(
+            [b"NaN", b"-0", b"1e400", b"1.", b"01", b'"v":1', b'"at":1,', b"\\ud800", b"null", b"{}"]
+        ),
+    ),
+    max_size=3,
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(records, edits)
+def test_a_line_is_read_as_json_reads_it(record, edits):
+    data = record.line()[9:-1]
+    for place, length, new in edits:
+        start = place % (len(data) + 1)
+        data = data[:start] + new.replace(b"\n", b"") + data[start + length :]
+    fast, strict = both(data)
+    assert fast == strict
+    if not edits:
+        assert module.parse(record.line(), "x.jsonl", 0) == record
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["18446744073709551616", "-9223372036854775809", "1" * 60, "-0", "-0.0", "1e400", "4.9e-324",
+     "0.1e-400", "9007199254740993", "9007199254740993.0", "1.7976931348623159e308", "1E5", "NaN",
+     "Infinity", "-Infinity", "1" * 4301, "1.", "+1", "0x1"],
+)  # fmt: skip
+def test_numbers_are_exact_or_refused(number):
+    record = Record("k", "i", {"n": "X"}, {}, "t")
+    text = record.line()[9:-1].decode().replace('"X"', number)
+    fast, strict = both(text.encode())
+    assert fast == strict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"at":"t","body":{},"id":"i","kind":"k","objects":{},"v":1}',
+        '{"at":"t","at":"u","body":{},"body":{"b":1},"id":"i","kind":"k","objects":{},"v":2,"v":1}',
+        '{"at":"t","body":{},"id":"i","kind":"k","objects":{"a":1.0},"v":1}',
+        '{"at":"t","body":{},"id":"i","kind":"k","objects":{"a":true,"b":null,"c":"d"},"v":1}',
+        '{"at":"t","body":{},"id":"i","kind":"k","objects":{},"v":2,"v":1}',
+        '{"at":"t","body":{"a":{"v":2},"v":1},"id":"i","kind":"k","objects":{},"x":{},"v":1}',
+        '{"at":"t","body":{"v":1}}',
+        '{"at":"t","body":' + '{"a":' * 2000 + "1" + "}" * 2000 + ',"v":1}',
+        ' {"at": "t", "body": {}, "id": "i", "kind": "k", "objects": {}, "v": 1} ',
+    ],
+)
+def test_odd_spellings_are_read_as_json_reads_them(text):
+    fast, strict = both(text.encode())
+    assert fast == strict
+
+
+@pytest.mark.parametrize("name", [b"extra", b"v", b"body", b"at", b"\xff"])
+@pytest.mark.parametrize(
+    "value",
+    [b"1", b'"x"', b"{}", b"1.0", b"true", b"01", b"NaN", b"1e400", b"9" * 4301, b'"\xff"', b'"\x01"',
+     b'"\\ud800"', b'"\xed\xa0\x80"', b'"\\x"', b'{"\xff":1}', b'[{"a":"\xc0\x80"}]', b"[1,]"],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_said_besides_or_twice_is_read_as_json_reads_it(name, value):
+    rest = b'"body":{},"id":"i","kind":"k","objects":{}'
+    for data in (
+        b'{"at":"t",%s,"%s":%s,"v":1}' % (rest, name, value),
+        b'{"%s":%s,"at":"t",%s,"v":1}' % (name, value, rest),
+        b'{"at":"t",%s,"v":1,"%s":%s}' % (rest, name, value),
+    ):
+        fast, strict = both(data)
+        assert fast == strict
+
+
 # -- processes ------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ def test_a_pool_comes_back_whole(pushed, tmp_path, monkeypatch):
         verdict = other.verify(full=True)
         assert (verdict.findings, verdict.elsewhere) == ((), 0)
         assert verdict.hashed == verdict.objects + verdict.unnamed > 20
-        monkeypatch.setattr("poolreg.evaluation.evaluate._measure", None)  # nothing is measured
+        monkeypatch.setattr("poolreg.evaluation.engines.measured", None)  # nothing is measured
         asked = [pool.ask(["alpha+beta", "all"]) for pool in (pushed, other)]
         assert all(answer.memoised for answer in asked[1])
         assert [a.bits_per_byte for a in asked[0]] == [a.bits_per_byte for a in asked[1]]

@@ -103,7 +103,7 @@ def parquet(table: pa.Table, version: object = tables.SCHEMA_VERSION, **options:
 
 
 def test_only_what_is_true_of_one_machine_is_kept_back():
-    private = {"catalog_info", "journal_segments", "partition_files", "transfers"}
+    private = {"catalog_info", "journal_segments", "laps", "partition_files", "transfers"}
     assert set(TABLES) - set(NAMES) == private
     assert set(NAMES) - set(TABLES) == set(VIEWS) <= set(ALL_VIEWS)
 

@@ -26,7 +26,6 @@ from poolreg.decisions.proxies import (
     stored,
 )
 from poolreg.errors import NotFound
-from poolreg.evaluation import ask as asking
 from poolreg.evaluation.ask import Answer, Prediction
 from poolreg.evaluation.evaluate import Settings
 from poolreg.numerics.conformal import LEAST_REFERENCES, forecast, leverage
@@ -36,25 +35,16 @@ from poolreg.store.registry import Registry
 _PENALTY = 1e-2  # of the leverage: directions in which references hardly differ count little
 
 
-def ask(
-    registry: Registry, texts: Sequence[str], on: Sequence[str] = (), *, scheme: str = "micro",
-    seed: str | None = None, settings: Settings | None = None, progress: Progress = SILENT,
+def predicted(
+    registry: Registry, answers: Sequence[Answer], on: Sequence[str], *, scheme: str, seed: str,
+    settings: Settings,
 ) -> list[Answer]:  # fmt: skip
-    """Answer as `evaluation.ask` does, and predict what a trained model would score.
+    """Add to answers of a seed's mixtures what a trained model would score.
 
     The prediction rests on references that are measured already; nothing more is measured.
     """
-    answers = asking.ask(
-        registry, texts, on, scheme=scheme, seed=seed, settings=settings, progress=progress
-    )
     asked = {answer.mixture for answer in answers if answer.mixture}
-    seeds = {answer.seed for answer in answers if answer.mixture and answer.seed}
-    if not asked or len(seeds) != 1:
-        return answers
-    seed_digest = seeds.pop()
-    if not registry.select("reference_list", seed=seed_digest):
-        return answers  # the usual case: nothing more is looked up
-    predictor = _Predictor.of(registry, seed_digest, on, asked, scheme, settings or Settings())
+    predictor = _Predictor.of(registry, seed, on, asked, scheme, settings)
     return [predictor.complete(answer) if answer.mixture else answer for answer in answers]
 
 

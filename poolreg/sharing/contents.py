@@ -18,8 +18,8 @@ from poolreg.errors import Refused
 from poolreg.mixture import MAX_NAME, check_name
 from poolreg.store.journal import Record
 
-# Where files lie on a machine, whose code may run there, and what was sent where.
-STAYING = frozenset({"location", "trust", "transfer"})
+# Where files lie on a machine, whose code may run there, what was sent where, races not yet run.
+STAYING = frozenset({"location", "trust", "transfer", "lap"})
 # Statistics are large, and are gathered again where they are needed.
 _WITHOUT_OBJECTS = frozenset({"calibration"})
 MOST_STATEMENTS = 2_000_000  # about 2 GB of memory

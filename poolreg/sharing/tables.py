@@ -22,7 +22,7 @@ from poolreg.store.indexing import SCHEMA_VERSION
 FOLDER = "tables"
 VIEWS = ("scores", "task_results", "proxy_pairs", "variant_list", "lineage", "model_labels")
 # What is true of one catalog or one machine only.
-_PRIVATE = {"catalog_info", "journal_segments", "partition_files", "transfers"}
+_PRIVATE = {"catalog_info", "journal_segments", "partition_files", "transfers", "laps"}
 _TABLES = re.findall(r"^CREATE TABLE (\w+)", script("tables.sql"), re.MULTILINE)
 NAMES = (*(name for name in _TABLES if name not in _PRIVATE), *VIEWS)
 VERSION_KEY = b"poolreg.schema_version"  # in each file's metadata

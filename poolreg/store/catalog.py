@@ -28,9 +28,12 @@ from poolreg.store import indexing
 from poolreg.store.journal import Journal
 from poolreg.store.records import Row
 from poolreg.store.sandbox import Table, attach, connect, fetch, read_only, run_sandboxed
+from poolreg.weights.disk import clone
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_MOST_ANSWERS, _MOST_ROWS = 1000, 1000  # of look-ups that are remembered
 
 # Connections of a parent process: in a forked child even closing one would hang.
 _inherited: list[duckdb.DuckDBPyConnection] = []
@@ -45,6 +48,7 @@ class Catalog:
         self._staging = root / "tmp"
         self._journal = journal
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._answers: dict[tuple[Any, ...], Table] = {}  # of the connection, to short questions
         self._seen: dict[str, int] | None = None  # segment sizes that the connection shows
         self._indexed: dict[str, int] = {}  # how much of each segment is in the published file
         self._opened: tuple[int, int, int] | None = None  # identity of the file that it shows
@@ -58,6 +62,7 @@ class Catalog:
             else:
                 _inherited.append(self._connection)
         self._connection = self._seen = None
+        self._answers.clear()
 
     def refresh(self) -> None:
         """Bring the catalog up to date with the journal; cheap when nothing is new.
@@ -134,8 +139,18 @@ class Catalog:
 
     def select(self, name: str, **parameters: Any) -> list[Row]:
         """Run a named statement of `schema/lookups.sql` and return its rows."""
-        statement = statements("lookups.sql")[name].sql
-        return self._healed(lambda: fetch(self._reader(), statement, parameters)).dicts()
+        return self._healed(lambda: self._looked_up(name, parameters)).dicts()
+
+    def _looked_up(self, name: str, parameters: Mapping[str, Any]) -> Table:
+        reader = self._reader()
+        key = (name, *parameters.items())
+        short = all(isinstance(value, str) for value in parameters.values())
+        if short and key in self._answers:
+            return self._answers[key]
+        found = fetch(reader, statements("lookups.sql")[name].sql, parameters)
+        if short and len(found.rows) <= _MOST_ROWS and len(self._answers) < _MOST_ANSWERS:
+            self._answers[key] = found
+        return found
 
     def sandbox(self, sql: str, **options: Any) -> Table:
         """Run a user's SQL read-only: no files, no extensions, no settings, bounded time.
@@ -276,7 +291,7 @@ class Catalog:
                     leftover.unlink(missing_ok=True)
                 faults.step("index.copy")
                 if copied:
-                    shutil.copyfile(self.path, staging)
+                    _copy(self.path, staging)
                 with contextlib.closing(connect(staging)) as connection:
                     change(connection)
                 with open(staging, "rb") as file:
@@ -288,6 +303,13 @@ class Catalog:
             finally:
                 for leftover in leftovers:
                     leftover.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        cloned = clone(reader.fileno(), writer.fileno())
+    if not cloned:
+        shutil.copyfile(source, target)
 
 
 def _is_damage(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""The records of the journal: one function a kind that builds it, and the table rows it becomes.
+"""The records of the journal: functions that build them, and the table rows that they become.
 
 Each record's `id` says when two records are the same fact: content for partitions, evalsets,
 models, recipes, runs and scores of tasks; the memo key for evaluations; the whole statement for
@@ -7,8 +7,9 @@ names, places and removals, of which the latest counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from poolreg.canonical import canonical_json, digest_of
@@ -16,6 +17,7 @@ from poolreg.errors import Damage
 from poolreg.store.journal import Record, following, now
 
 Row = dict[str, Any]
+Values = tuple[Any, ...]  # of a row, in the order of some columns
 
 
 def statement(kind: str, body: Mapping[str, Any], *, after: str = "") -> Record:
@@ -78,45 +80,25 @@ def transfer(direction: str, place: str, **facts: Any) -> Record:
     return statement("transfer", {"direction": direction, "place": place, **facts})
 
 
+# -- their rows -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Kind:
-    """Where the records of one kind stand in the catalog: the main table, the column that holds
-    the record's id, and the tables of its parts with the column that points back."""
+class Table:
+    """A table of the catalog: some of its columns, the record's id first, and a record's rows."""
 
-    table: str
-    key: str
-    parts: tuple[tuple[str, str], ...] = ()
-
-
-KINDS = {
-    "name": Kind("names", "record"),
-    "removal": Kind("removals", "record"),
-    "partition": Kind("partitions", "digest", (("units", "partition"),)),
-    "location": Kind("partition_files", "record"),
-    "evalset": Kind("evalsets", "digest"),
-    "contamination": Kind("contamination", "record"),
-    "model": Kind("models", "digest", (("model_files", "model"), ("model_tensors", "model"))),
-    "run": Kind("runs", "digest", (("model_units", "run"),)),
-    "recipe": Kind("recipes", "digest", (("recipe_components", "recipe"),)),
-    "mixture": Kind("mixtures", "digest", (("mixture_weights", "mixture"),)),
-    "protocol": Kind("protocols", "digest"),
-    "evaluation": Kind("evaluations", "digest"),
-    "calibration": Kind("calibrations", "digest"),
-    "variant": Kind("variants", "digest", (("variant_modules", "variant"),)),
-    "task_score": Kind("task_scores", "digest"),
-    "build": Kind("builds", "digest"),
-    "transfer": Kind("transfers", "record", (("transfer_left", "record"),)),
-    "trust": Kind("trusts", "record"),
-}
+    name: str
+    columns: tuple[str, ...]
+    rows: Callable[[Record], tuple[Values, ...]]
 
 
-def rows(record: Record) -> Iterator[tuple[str, Row]]:
-    """Yield the (table, row) pairs of one record of a known kind.
+def rows(record: Record) -> tuple[tuple[Values, ...], ...]:
+    """Return the rows of a record of a known kind in each table of its kind.
 
     Raises `Damage` if fields are missing or mistyped.
     """
     try:
-        yield from _ROWS[record.kind](record.id, record.body, record.at.rstrip("Z"))
+        return tuple([table.rows(record) for table in KINDS[record.kind]])
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise Damage(
             f"a {record.kind} record lacks or mistypes a field: {error}",
@@ -125,112 +107,78 @@ def rows(record: Record) -> Iterator[tuple[str, Row]]:
         ) from error
 
 
+def _main(name: str, key: str, fields: str, **more: Callable[[Row], Any]) -> Table:
+    """Return a table with one row a record: its id, its time, these fields of its body, and more
+    columns that are worked out of the body."""
+    names = fields.split()
+    getters: list[Callable[[Row], Any]] = [*map(itemgetter, names), *more.values()]
+
+    def one_by_one(body: Row) -> list[Any]:
+        return [get(body) for get in getters]
+
+    values: Callable[[Row], Sequence[Any]] = one_by_one
+    if len(names) > 1 and not more:
+        values = itemgetter(*names)  # the same, faster
+    return Table(
+        name,
+        (key, "added", *names, *more),
+        lambda record: ((record.id, record.at.rstrip("Z"), *values(record.body)),),
+    )
+
+
+def _parts(name: str, columns: str, field: str, values: Callable[[Any], Iterable[Any]]) -> Table:
+    """Return a table with a row for each entry of a list in the body: the id, and its values."""
+    return Table(
+        name,
+        tuple(columns.split()),
+        lambda record: tuple([(record.id, *values(entry)) for entry in record.body[field]]),
+    )
+
+
+def _units(record: Record) -> tuple[Values, ...]:
+    facts = itemgetter("digest", "documents", "bytes")
+    units = enumerate(record.body["units"], start=1)
+    return tuple([(record.id, number, *facts(unit)) for number, unit in units])
+
+
+def _files(record: Record) -> tuple[Values, ...]:
+    place = record.body["partition"], record.body["field"], record.at.rstrip("Z")
+    facts = itemgetter("path", "bytes", "sha256", "documents")
+    files = enumerate(record.body["files"])
+    return tuple([(record.id, *place, position, *facts(file)) for position, file in files])
+
+
+def _tensor(entry: Sequence[Any]) -> Values:
+    name, dtype, shape, sha256 = entry
+    return name, dtype, shape, sha256
+
+
+def _recipe_text(body: Row) -> str | None:
+    return None if body["recipe"] is None else canonical_json(body["recipe"]).decode()
+
+
+def _model_units(record: Record) -> tuple[Values, ...]:
+    model, facts = record.body["model"], itemgetter("unit", "tokens", "epochs")
+    return tuple([(record.id, model, *facts(unit)) for unit in record.body["units"]])
+
+
+def _component(entry: Sequence[Any]) -> Values:
+    model, numerator, denominator = entry
+    return model, numerator, denominator, numerator / denominator
+
+
+def _weight(entry: Sequence[Any]) -> Values:
+    partition, unit, numerator, denominator = entry
+    return partition, unit, numerator, denominator, numerator / denominator
+
+
+def _module(entry: Sequence[Any]) -> Values:
+    layer, part, size, kept, parameters, kept_parameters, predicted, error = entry
+    return layer, part, size, kept, parameters, kept_parameters, predicted, error
+
+
 def _pick(body: Mapping[str, Any], *keys: str) -> Row:
     return {key: body[key] for key in keys}
-
-
-def _name(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    yield "names", {"record": key, "added": at} | _pick(body, "space", "name", "target", "parent")
-
-
-def _removal(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    yield "removals", {"record": key, "added": at} | _pick(body, "kind", "target", "removed")
-
-
-def _partition(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(body, "content", "documents", "bytes", "duplicates")
-    units = body["units"]
-    yield "partitions", facts | {"digest": key, "units": len(units), "added": at, "removed": False}
-    for number, unit in enumerate(units, start=1):
-        sizes = _pick(unit, "digest", "documents", "bytes")
-        yield "units", sizes | {"partition": key, "unit": number}
-
-
-def _location(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    for position, file in enumerate(body["files"]):
-        facts = _pick(file, "path", "bytes", "sha256", "documents")
-        place = {"record": key, "position": position, "added": at}
-        yield "partition_files", facts | place | _pick(body, "partition", "field")
-
-
-def _evalset(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(body, "object", "content", "documents", "bytes")
-    yield "evalsets", facts | {"digest": key, "added": at, "removed": False}
-
-
-def _contamination(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    yield (
-        "contamination",
-        {"record": key, "added": at} | _pick(body, "evalset", "partition", "documents"),
-    )
-
-
-def _model(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "model_type", "parameters", "bytes", "dtype", "tokenizer", "context_length",
-        "vocab_size", "trusted_code",
-    )  # fmt: skip
-    yield "models", facts | {"digest": key, "added": at, "removed": False}
-    for file in body["files"]:
-        yield "model_files", {"model": key} | _pick(file, "role", "name", "object", "bytes")
-    for label, dtype, shape, sha256 in body["tensors"]:
-        row = {"model": key, "name": label, "dtype": dtype, "shape": shape, "sha256": sha256}
-        yield "model_tensors", row
-
-
-def _run(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "model", "role", "seed", "blend", "mixture", "scheme", "budget", "how", "tokens",
-        "steps", "seconds", "final_loss",
-    )  # fmt: skip
-    recipe = None if body["recipe"] is None else canonical_json(body["recipe"]).decode()
-    yield "runs", facts | {"digest": key, "recipe": recipe, "added": at}
-    for unit in body["units"]:
-        row = _pick(unit, "unit", "tokens", "epochs")
-        yield "model_units", row | {"run": key, "model": body["model"]}
-
-
-def _ratio(numerator: int, denominator: int) -> Row:
-    weight = numerator / denominator
-    return {"numerator": numerator, "denominator": denominator, "weight": weight}
-
-
-def _recipe(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    components = body["components"]
-    yield "recipes", {"digest": key, "components": len(components), "added": at}
-    for model, numerator, denominator in components:
-        yield "recipe_components", {"recipe": key, "model": model} | _ratio(numerator, denominator)
-
-
-def _mixture(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "mixture", "scheme", "seed", "subject", "blend", "size", "unit_tokens", "origin"
-    )
-    yield "mixtures", facts | {"digest": key, "added": at}
-    for partition, unit, numerator, denominator in body["weights"]:
-        place = {"mixture": key, "partition": partition, "unit": unit}
-        yield "mixture_weights", place | _ratio(numerator, denominator)
-
-
-def _protocol(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(body, "max_length", "dtype", "prefix", "tokenizer", "version")
-    yield "protocols", facts | {"digest": key, "window_rule": body["window"], "added": at}
-
-
-def _evaluation(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "subject", "evalset", "protocol", "nll", "tokens", "bytes", "documents", "seconds",
-        "device", "document_scores", "token_scores",
-    )  # fmt: skip
-    yield "evaluations", facts | {"digest": key, "added": at}
-
-
-def _calibration(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "subject", "text", "text_kind", "protocol", "token_limit", "tokens",
-        "held_out_tokens", "largest", "condition", "windows", "layers", "seconds",
-    )  # fmt: skip
-    yield "calibrations", facts | {"digest": key, "added": at}
 
 
 def variant_id(body: Mapping[str, Any]) -> str:
@@ -241,69 +189,88 @@ def variant_id(body: Mapping[str, Any]) -> str:
     ))  # fmt: skip
 
 
-def _variant(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "model", "parent", "parent_label", "method", "target", "ratio", "achieved", "without",
-        "epsilon", "step", "sequential", "calibration", "block_parameters",
-        "parent_block_parameters", "parent_parameters", "parent_bytes", "shared_bytes",
-        "logit_difference", "seconds",
-    )  # fmt: skip
-    yield "variants", facts | {"digest": key, "added": at}
-    columns = ("layer", "part", "size", "kept", "parameters", "kept_parameters",
-               "predicted_error", "error")  # fmt: skip
-    for module in body["modules"]:
-        yield "variant_modules", {"variant": key, **dict(zip(columns, module, strict=True))}
-
-
-def _task_score(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
+def _measure(body: Row) -> str:
     # What makes two values comparable; versions of the harness are meant to agree.
-    compared = _pick(
+    return digest_of(_pick(
         body, "harness", "task", "metric", "filter", "n_shot", "task_hash", "task_version",
         "sample_limit",
-    )  # fmt: skip
-    facts = compared | _pick(
-        body, "subject", "value", "stderr", "higher_is_better", "samples", "harness_version",
-        "measured", "request",
-    )  # fmt: skip
-    yield "task_scores", facts | {"digest": key, "measure": digest_of(compared), "added": at}
+    ))  # fmt: skip
 
 
-def _build(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(body, "model", "subject", "dtype", "max_shard_bytes")
-    yield "builds", facts | {"digest": key, "added": at}
+def _never(_: Row) -> bool:
+    return False
 
 
-def _transfer(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    facts = _pick(
-        body, "direction", "place", "repo_type", "revision", "version", "records", "objects",
-        "bytes",
-    )  # fmt: skip
-    yield "transfers", facts | {"record": key, "added": at}
-    for digest in body["left"]:
-        yield "transfer_left", {"record": key, "object": digest}
-
-
-def _trust(key: str, body: Row, at: str) -> Iterator[tuple[str, Row]]:
-    yield "trusts", {"record": key, "model": body["model"], "added": at}
-
-
-_ROWS = {
-    "name": _name,
-    "removal": _removal,
-    "partition": _partition,
-    "location": _location,
-    "evalset": _evalset,
-    "contamination": _contamination,
-    "model": _model,
-    "run": _run,
-    "recipe": _recipe,
-    "mixture": _mixture,
-    "protocol": _protocol,
-    "evaluation": _evaluation,
-    "calibration": _calibration,
-    "variant": _variant,
-    "task_score": _task_score,
-    "build": _build,
-    "transfer": _transfer,
-    "trust": _trust,
-}
+KINDS = {
+    "name": (_main("names", "record", "space name target parent"),),
+    "removal": (_main("removals", "record", "kind target removed"),),
+    "partition": (
+        _main("partitions", "digest", "content documents bytes duplicates",
+              units=lambda body: len(body["units"]), removed=_never),
+        Table("units", ("partition", "unit", "digest", "documents", "bytes"), _units),
+    ),
+    "location": (
+        Table("partition_files", ("record", "partition", "field", "added", "position", "path",
+                                  "bytes", "sha256", "documents"), _files),
+    ),
+    "evalset": (_main("evalsets", "digest", "object content documents bytes", removed=_never),),
+    "contamination": (_main("contamination", "record", "evalset partition documents"),),
+    "model": (
+        _main("models", "digest", "model_type parameters bytes dtype tokenizer context_length "
+              "vocab_size trusted_code", removed=_never),
+        _parts("model_files", "model role name object bytes", "files",
+               itemgetter("role", "name", "object", "bytes")),
+        _parts("model_tensors", "model name dtype shape sha256", "tensors", _tensor),
+    ),
+    "run": (
+        _main("runs", "digest", "model role seed blend mixture scheme budget how tokens steps "
+              "seconds final_loss", recipe=_recipe_text),
+        Table("model_units", ("run", "model", "unit", "tokens", "epochs"), _model_units),
+    ),
+    "recipe": (
+        _main("recipes", "digest", "", components=lambda body: len(body["components"])),
+        _parts("recipe_components", "recipe model numerator denominator weight", "components",
+               _component),
+    ),
+    "mixture": (
+        _main("mixtures", "digest", "mixture scheme seed subject blend size unit_tokens origin"),
+        _parts("mixture_weights", "mixture partition unit numerator denominator weight",
+               "weights", _weight),
+    ),
+    "protocol": (
+        _main("protocols", "digest", "max_length dtype prefix tokenizer version",
+              window_rule=itemgetter("window")),
+    ),
+    "evaluation": (
+        _main("evaluations", "digest", "subject evalset protocol nll tokens bytes documents "
+              "seconds device document_scores token_scores"),
+    ),
+    "lap": (
+        _main("laps", "digest", "subject evalset protocol lap nll tokens bytes documents seconds "
+              "device document_scores"),
+    ),
+    "calibration": (
+        _main("calibrations", "digest", "subject text text_kind protocol token_limit tokens "
+              "held_out_tokens largest condition windows layers seconds"),
+    ),
+    "variant": (
+        _main("variants", "digest", "model parent parent_label method target ratio achieved "
+              "without epsilon step sequential calibration block_parameters "
+              "parent_block_parameters parent_parameters parent_bytes shared_bytes "
+              "logit_difference seconds"),
+        _parts("variant_modules", "variant layer part size kept parameters kept_parameters "
+               "predicted_error error", "modules", _module),
+    ),
+    "task_score": (
+        _main("task_scores", "digest", "harness task metric filter n_shot task_hash task_version "
+              "sample_limit subject value stderr higher_is_better samples harness_version "
+              "measured request", measure=_measure),
+    ),
+    "build": (_main("builds", "digest", "model subject dtype max_shard_bytes"),),
+    "transfer": (
+        _main("transfers", "record", "direction place repo_type revision version records "
+              "objects bytes"),
+        _parts("transfer_left", "record object", "left", lambda digest: (digest,)),
+    ),
+    "trust": (_main("trusts", "record", "model"),),
+}  # fmt: skip

@@ -12,7 +12,6 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,6 +65,8 @@ def run_sandboxed(
     exceeded where DuckDB cannot be interrupted: in planning, and in a function of one giant text.
     Raises `QueryError` with DuckDB's message.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     for setting in _SETTINGS:
         connection.execute(setting.format(memory=memory))
     _check_reading(connection, sql)

@@ -199,7 +199,7 @@ class Search:
         used = 0
         random = np.random.default_rng(len(self.rows))
         while used < budget:
-            count = min(self.settings.workers, budget - used)
+            count = min(self.settings.workers or 1, budget - used)
             last = used + count == budget
             proposed = self._propose(count, [] if start is None else [start], random, last)
             if not proposed:

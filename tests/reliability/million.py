@@ -9,8 +9,6 @@ a sweep leaves them), in so many segments, and runs each command as a process of
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
 import json
 import os
 import subprocess
@@ -22,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pools
+from many import add_evaluations
 
 from poolreg import Pool
 from poolreg.store.journal import Record
@@ -39,36 +38,6 @@ COMMANDS = {
     "index from scratch, compacted": ["ls"],
     "verify --full": ["verify", "--full"],
 }
-
-
-def fill(root: Path, count: int, segments: int) -> None:
-    """Write evaluation records with their objects, without the flushes that a pool makes."""
-    objects = root / "objects"
-    for first in range(256):
-        (objects / f"{first:02x}").mkdir(exist_ok=True)
-    with Pool.open(root) as pool:
-        row = pool.sql("SELECT * FROM evaluations LIMIT 1").dicts()[0]
-    bounds = [count * segment // segments for segment in range(segments + 1)]
-    for segment, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        with open(root / "journal" / f"1-made-{segment:06}.jsonl", "wb") as journal:
-            for number in range(start, stop):
-                journal.write(evaluation(objects, row, number).line())
-
-
-def evaluation(objects: Path, row: dict[str, object], number: int) -> Record:
-    """Return the record of one evaluation whose object was written."""
-    data = b"%020d" % number + bytes(80)
-    digest = hashlib.sha256(data).hexdigest()
-    (objects / digest[:2] / digest[2:]).write_bytes(data)
-    body = {
-        "subject": hashlib.sha256(b"s%d" % (number // 7)).hexdigest(), "evalset": row["evalset"],
-        "protocol": row["protocol"], "nll": 12345.678 + number, "tokens": 4000, "bytes": 15000,
-        "documents": 12, "seconds": 0.4, "device": "cpu", "document_scores": digest,
-        "token_scores": None,
-    }  # fmt: skip
-    key = hashlib.sha256(b"%d" % number).hexdigest()
-    at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1.75e9 + number)) + ".000000Z"
-    return Record("evaluation", key, body, {digest: len(data)}, at)
 
 
 def measured(root: Path, words: list[str]) -> tuple[float, float, str]:
@@ -105,8 +74,9 @@ def main() -> None:
         made = pools.tiny_pool(base)
         with Pool.open(made.root) as pool:
             pool.ask("alpha+beta")
+            (row,) = pool.sql("SELECT evalset, protocol FROM evaluations LIMIT 1").dicts()
         began = time.perf_counter()
-        fill(made.root, arguments.evaluations, arguments.segments)
+        add_evaluations(made.root, arguments.evaluations, arguments.segments, **row)
         journal = sum(path.stat().st_size for path in (made.root / "journal").iterdir())
         print(f"{arguments.evaluations:,} evaluations with an object each in "
               f"{arguments.segments} segments ({journal / 1e6:,.0f} MB), "
