@@ -119,11 +119,7 @@ def measuring(*flags: str, scheme: bool = True) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         @functools.wraps(command)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            from poolreg.evaluation.evaluate import Settings
-
-            names = ("max_length", "dtype", "device", "batch_tokens", "threads", "workers")
-            settings = Settings(**{name: kwargs.pop(name) for name in names})
-            return command(*args, settings=settings, **kwargs)
+            return command(*args, settings=_settings(kwargs), **kwargs)
 
         seed = seed_option(*flags, help="Average the models of this seed, if there are several.")
         options: list[Callable[[Command], Command]] = [_ON, seed, *_HOW]
@@ -135,6 +131,21 @@ def measuring(*flags: str, scheme: bool = True) -> Callable[[Command], Command]:
         return measured
 
     return add
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    """Take how to measure out of a command's arguments."""
+    from poolreg.evaluation.evaluate import Settings
+
+    names = ("max_length", "dtype", "device", "batch_tokens", "threads", "workers", "engine")
+    values = {name: given.pop(name) for name in names}
+    if (objects := given.pop("objects")) is not None:
+        from poolreg.sharing.published_objects import ObjectsAt
+
+        if values["engine"] != "ray":
+            raise click.UsageError("--objects is for the machines of a cluster: --engine ray")
+        values["published"] = ObjectsAt(objects)
+    return Settings(**values)
 
 
 def comma_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[str]:
@@ -166,11 +177,19 @@ _HOW = (
         help="Tokens scored at once: less needs less memory.",
     ),
     click.option(
-        "--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-        help="Processes that share the mixtures.",
+        "--workers", type=click.IntRange(min=1), metavar="N",
+        help="Processes that share the mixtures (default: 1; with Ray as many as fit).",
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each process."
+    ),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+        help="Run on this machine, or on a Ray cluster.",
+    ),
+    click.option(
+        "--objects", metavar="URL",
+        help="Where its machines fetch objects if they do not see the pool's folder.",
     ),
 )  # fmt: skip
 
@@ -190,6 +209,14 @@ def size_range(value: str) -> tuple[int, int]:
     if match is None:
         raise click.BadParameter(f"{value!r} is not a range of sizes; write 2 or 1-3")
     return int(match[1]), int(match[2] or match[1])
+
+
+def share(value: str) -> tuple[int, int]:
+    """Return number and count of a part such as 3/16."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"{value!r} is not a part; write 1/16 to 16/16")
+    return int(match[1]), int(match[2])
 
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .names import complete
-from .options import examples, formatted, in_pool, measuring, size_range
+from .options import examples, formatted, in_pool, measuring, share, size_range
 from .output import Column, duration, fixed, many, message, records, show, size
 from .progress import bar
 
 if TYPE_CHECKING:
+    from poolreg.evaluation.race import Race
     from poolreg.evaluation.sweep import SweepPlan
     from poolreg.mixture import Mixture
     from poolreg.pool import Pool
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
         "poolreg sweep --subsets --sizes 1-3 --on wiki --dry-run",
         "poolreg sweep --dirichlet 200 --seed 1 --among code+prose+web",
         "poolreg sweep --file mixtures.txt --json > scores.json",
+        "poolreg sweep --subsets --shard $SLURM_ARRAY_TASK_ID/16",
+        "poolreg sweep --subsets --race",
     )
 )
 @click.option("--subsets", is_flag=True, help="The union of every subset of the partitions.")
@@ -60,21 +63,42 @@ if TYPE_CHECKING:
     metavar="N",
     help="At most N of the subsets, drawn at random.",
 )
+@click.option("--shard", type=share, metavar="I/N",
+              help="Only part I of N, for jobs that share a sweep: 1/8 to 8/8.")  # fmt: skip
+@click.option("--race", is_flag=True, help="Stop mixtures that are surely worse than the leader.")
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="That a race does not stop the best mixture.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @measuring("--from")
 @in_pool
 @formatted
 def sweep(pool: Pool, form: str, dry_run: bool, on: list[str], scheme: str, seed: str | None,
-          settings: Any, **choice: Any) -> None:  # fmt: skip
+          settings: Any, shard: tuple[int, int] | None, race: bool, confidence: float,
+          **choice: Any) -> None:  # fmt: skip
     """Measure many mixtures: unions, a file of them, or random ones.
 
-    The plan is printed first. Each mixture is stored when it is done, so an interrupted sweep
+    The plan is printed first. Mixtures are stored as they are done, so an interrupted sweep
     goes on where it was. The table has a mixture a line, best first, in bits per byte.
+
+    A race scores all mixtures on a part of the documents, then on more and more, and stops those
+    that are worse than the leader, with the confidence given for all of them together. What they
+    scored so far stands in the view raced, never among the scores.
     """
+    if race and shard:
+        raise click.UsageError("a race compares all mixtures, so it cannot be cut into shards")
     chosen = [str(mixture) for mixture in _choose(pool, **choice)]
-    planned = pool.plan_sweep(chosen, on, scheme=scheme, seed=seed, settings=settings)
+    planned = pool.plan_sweep(chosen, on, scheme=scheme, seed=seed, settings=settings, shard=shard)
     _say_plan(planned)
     if dry_run:
+        return
+    if race:
+        with bar() as progress:
+            _show_race(pool.race(planned, confidence=confidence, progress=progress), form)
         return
     with bar() as progress:
         scores = pool.sweep(planned, progress=progress)
@@ -130,3 +154,35 @@ def _show_by_mixture(rows: list[dict[str, Any]]) -> None:
         columns.append(Column("mean", write=fixed(4)))
     best = sorted(lines.values(), key=lambda line: line["mean"])
     show(best, "table", columns, notes=["bits/byte, less is better"])
+
+
+def _show_race(race: Race, form: str) -> None:
+    """Print one line a mixture, those that stopped marked and last."""
+    rows = [
+        {
+            "mixture": runner.subject.label,
+            "complete": runner.complete,
+            "documents": runner.share,
+            "mean": runner.mean,
+            "behind": runner.behind,
+            "at_least": runner.at_least,
+        }
+        for runner in race.runners
+    ]
+    columns = [
+        Column("mixture"),
+        Column(
+            "documents", "scored", lambda share: "all" if share == 1 else f"{share:.0%}, stopped"
+        ),
+        Column("mean", write=fixed(4)),
+        Column("behind", write=fixed(4)),
+        Column("at_least", "at least", fixed(4)),
+    ]
+    show(rows, form, columns, names="mixture",
+         notes=["bits/byte, less is better; behind: behind the best"])  # fmt: skip
+    stopped = sum(not row["complete"] for row in rows)
+    saved = 1 - race.tokens / race.whole if race.whole else 0.0
+    message(
+        f"{many(stopped, 'mixture')} stopped with {race.confidence:.0%} confidence; scored "
+        f"{race.tokens:,} of {race.whole:,} tokens, {saved:.0%} saved"
+    )

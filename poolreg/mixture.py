@@ -31,6 +31,8 @@ MAX_EXPRESSION = 100_000  # characters; a mixture of thousands of partitions sti
 # Integer weights are multiplied in float64 and must be exact there.
 MAX_DENOMINATOR = 2**48
 
+METHOD = "average-1"  # the definition of merging; a change of it changes every recipe digest
+
 NAME_RULE = (
     f"a name has 1 to {MAX_NAME} letters, digits, '_', '-' and '.', begins with a letter, digit "
     "or '_', is not a number, not 'all', and does not begin with 'all-'"

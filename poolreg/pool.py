@@ -16,26 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from poolreg.analysis import Analysis, listed
 from poolreg.errors import StorageError
-from poolreg.evaluation import ask as asking
-from poolreg.evaluation import sweep as sweeping
-from poolreg.evaluation.evaluate import Settings
 from poolreg.exchange import Exchange
 from poolreg.maintenance import Maintenance
-from poolreg.models import describe as describing
-from poolreg.models.resolve import Resolver, Subject
 from poolreg.progress import SILENT, Progress
 from poolreg.store.registry import Registry
-from poolreg.text import partitions as data
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from poolreg.compress.variants import Variant, VariantPlan
     from poolreg.evaluation.ask import Answer
+    from poolreg.evaluation.evaluate import Settings
     from poolreg.evaluation.external import Imported
+    from poolreg.evaluation.race import Race
     from poolreg.evaluation.sweep import SweepPlan
     from poolreg.models.diff import TensorDiff
     from poolreg.models.folders import Merged
+    from poolreg.models.resolve import Subject
     from poolreg.models.stored import AddedModel
     from poolreg.store.sandbox import Table
     from poolreg.text.partitions import Added, PartitionCheck
@@ -93,6 +90,8 @@ class Pool(Analysis, Exchange, Maintenance):
         field: str = "text", replace: bool = False, progress: Progress = SILENT,
     ) -> Added:  # fmt: skip
         """Add a named part of the training corpus, cut into `units` base units."""
+        from poolreg.text import partitions as data
+
         progress.start("reading", 0, "bytes")
         return data.add_partition(
             self.registry, name, [Path(file) for file in files], units=units, parent=parent,
@@ -104,6 +103,8 @@ class Pool(Analysis, Exchange, Maintenance):
         progress: Progress = SILENT,
     ) -> Added:  # fmt: skip
         """Store a named text to measure on."""
+        from poolreg.text import partitions as data
+
         progress.start("reading", 0, "bytes")
         return data.add_evalset(
             self.registry, name, [Path(file) for file in files], field=field, replace=replace,
@@ -114,6 +115,8 @@ class Pool(Analysis, Exchange, Maintenance):
         self, names: Sequence[str] = (), *, progress: Progress = SILENT
     ) -> list[PartitionCheck]:
         """Hash the files of partitions (all when none is named) again and report drift."""
+        from poolreg.text import partitions as data
+
         chosen = listed(names) or list(self.registry.names("partition"))
         progress.start("hashing", 0, "bytes")
         return [
@@ -126,6 +129,8 @@ class Pool(Analysis, Exchange, Maintenance):
 
     def partition(self, name: str) -> dict[str, Any]:
         """Return one partition with its units, its files and the evalsets that overlap it."""
+        from poolreg.models import describe as describing
+
         return describing.partition_facts(self.registry, self.registry.resolve("partition", name))
 
     def evalsets(self) -> list[dict[str, Any]]:
@@ -134,10 +139,14 @@ class Pool(Analysis, Exchange, Maintenance):
 
     def evalset(self, name: str) -> dict[str, Any]:
         """Return one evalset with the partitions that overlap it."""
+        from poolreg.models import describe as describing
+
         return describing.evalset_facts(self.registry, self.registry.resolve("evalset", name))
 
     def describe(self, text: str) -> list[dict[str, Any]]:
         """Return what a name, digest or expression stands for: see `poolreg.models.describe`."""
+        from poolreg.models import describe as describing
+
         return describing.describe(self.registry, text)
 
     # -- models ----------------------------------------------------------------------------
@@ -176,12 +185,17 @@ class Pool(Analysis, Exchange, Maintenance):
 
     def model(self, name: str) -> dict[str, Any]:
         """Return one model with its files and runs."""
+        from poolreg.models import describe as describing
+        from poolreg.models.resolve import Resolver
+
         resolver = Resolver(self.registry)
         subject = resolver.model(resolver.stored(name))
         return describing.model_facts(self.registry, subject)
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
         """Return what a model or mixture was made from, and what was made from it."""
+        from poolreg.models import describe as describing
+
         subject = self.resolve(name)
         rows = self.registry.select("lineage", digest=subject.digest)
         if rows or len(subject.components) == 1:
@@ -216,10 +230,14 @@ class Pool(Analysis, Exchange, Maintenance):
         )
 
     def _stored(self, text: str) -> str:
+        from poolreg.models.resolve import Resolver
+
         return Resolver(self.registry).stored(text)
 
     def unit_models(self, seed: str | None = None) -> list[str]:
         """Return the base units that have a model of a seed (default: the only one), as code/1."""
+        from poolreg.models.resolve import Resolver
+
         resolver = Resolver(self.registry, seed=seed)
         found = resolver.unit_models(resolver.seed_for(list(resolver.units)[:1]))
         names = {digest: name for name, digest in resolver.partitions.items()}
@@ -281,6 +299,8 @@ class Pool(Analysis, Exchange, Maintenance):
 
     def resolve(self, text: str, *, scheme: str = "micro", seed: str | None = None) -> Subject:
         """Return what an expression or model name stands for: digests and exact weights."""
+        from poolreg.models.resolve import Resolver
+
         return Resolver(self.registry, scheme=scheme, seed=seed).subject(text)
 
     def merge(
@@ -362,6 +382,8 @@ class Pool(Analysis, Exchange, Maintenance):
 
         Options: `scheme`, `seed`, `settings`, `progress` of `poolreg.evaluation.ask.evaluate`.
         """
+        from poolreg.evaluation import ask as asking
+
         return asking.evaluate(self.registry, listed(texts), listed(on), **options)
 
     def ask(self, texts: Sequence[str], on: Sequence[str] = (), **options: Any) -> list[Answer]:
@@ -371,29 +393,50 @@ class Pool(Analysis, Exchange, Maintenance):
         interval. Options: `scheme`, `seed`, `settings`, `progress` of
         `poolreg.evaluation.ask.ask`.
         """
-        from poolreg.decisions import predict
+        from poolreg.decisions import ask as asking
 
-        return predict.ask(self.registry, listed(texts), listed(on), **options)
+        return asking.ask(self.registry, listed(texts), listed(on), **options)
 
     def plan_sweep(
         self, mixtures: Sequence[str] | None = None, on: Sequence[str] = (), *,
         sizes: tuple[int, int] | None = None, limit: int | None = None, scheme: str = "micro",
         seed: str | None = None, settings: Settings | None = None,
+        shard: tuple[int, int] | None = None,
     ) -> SweepPlan:  # fmt: skip
-        """Plan the evaluation of many mixtures: the given ones, else every subset."""
+        """Plan the evaluation of many mixtures: the given ones, else every subset.
+
+        `shard` (i, n) is the i-th of n parts of them, from 1.
+        """
+        from poolreg.evaluation import sweep as sweeping
+        from poolreg.models.resolve import Resolver
+
         if mixtures is None:
             chosen = sweeping.choose_subsets(self.registry, sizes=sizes, limit=limit)
         else:
             resolver = Resolver(self.registry)
             chosen = [resolver.expression(text) for text in listed(mixtures)]
         return sweeping.plan_sweep(
-            self.registry, chosen, listed(on), scheme=scheme, seed=seed, settings=settings
-        )
+            self.registry, chosen, listed(on), scheme=scheme, seed=seed, settings=settings,
+            shard=shard,
+        )  # fmt: skip
 
     def sweep(self, planned: SweepPlan, *, progress: Progress = SILENT) -> Table:
         """Do what a sweep's plan lacks and return the scores of its mixtures, best first."""
+        from poolreg.evaluation import sweep as sweeping
+
         sweeping.run_sweep(self.registry, planned, progress=progress)
         return self.scores(planned)
+
+    def race(
+        self, planned: SweepPlan, *, confidence: float = 0.95, progress: Progress = SILENT
+    ) -> Race:
+        """Do a sweep's plan, but stop mixtures that are surely worse than the leader on the way.
+
+        Those that stop have no scores; what they scored on a part of the text is in `raced`.
+        """
+        from poolreg.evaluation.race import run_race
+
+        return run_race(self.registry, planned, confidence=confidence, progress=progress)
 
     def scores(self, planned: SweepPlan) -> Table:
         """Return the memoised scores of a sweep's mixtures under its protocol, best first."""

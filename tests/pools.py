@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -412,6 +412,45 @@ def refusal(error: PoolregError) -> str:
 # -- for worker processes -------------------------------------------------------------------
 
 
+class Rooter:
+    """Finds the roots of runs of numbers, and says which process and which of its runs it was."""
+
+    def __init__(self, pause: float) -> None:
+        self.pause, self.runs = pause, 0
+
+    def __call__(self, run: Sequence[int], *, progress: Any) -> Iterator[tuple[int, int, int]]:
+        self.runs += 1
+        for value in run:
+            root, process = root_of(value, self.pause, progress=progress)
+            yield root, process, self.runs
+
+
+class Gate:
+    """Sends numbers back; a zero waits, not for ever, until there is a file; refuses negatives."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.until = file, time.monotonic() + 60
+
+    def __call__(self, run: Sequence[int], *, progress: Any) -> Iterator[int]:
+        for value in run:
+            while value == 0 and not self.file.exists() and time.monotonic() < self.until:
+                time.sleep(0.01)
+            progress.note(str(value))
+            if value < 0:
+                raise Refused(f"{value} is negative")
+            time.sleep(0.05)
+            yield value
+
+
+class Stubborn:
+    """Says which process it is, and then hears nobody for a while."""
+
+    def __call__(self, run: Sequence[int], *, progress: Any) -> Iterator[int]:  # noqa: ARG002
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        yield os.getpid()
+        time.sleep(30)
+
+
 def root_of(value: int, seconds: float, *, progress: Any) -> tuple[int, int]:
     """Return the whole square root and the process that found it; refuse, or die of -9."""
     time.sleep(seconds)
@@ -422,3 +461,20 @@ def root_of(value: int, seconds: float, *, progress: Any) -> tuple[int, int]:
     if value < 0:
         raise Refused(f"{value} has no root", hint="use a square", value=value)
     return math.isqrt(value), os.getpid()
+
+
+class Untold(Exception):
+    """Cannot be made again from what it was made of."""
+
+    def __init__(self, one: int, *, two: int) -> None:  # noqa: ARG002
+        super().__init__("only here")
+
+
+def raise_untold(value: int, *, progress: Any) -> None:
+    """Raise what cannot be sent to another process."""
+    raise Untold(value, two=2)
+
+
+def divmod_by(value: int, by: int, *, progress: Any) -> tuple[int, int]:
+    """Raise an error that is none of ours for `by` zero."""
+    return divmod(value, by)

@@ -13,9 +13,10 @@ from pools import contents, model_folder, set_tensors, unit_folder, write_texts
 
 from poolreg import Pool
 from poolreg.errors import Incompatible, Refused
-from poolreg.evaluation import evaluate, live
+from poolreg.evaluation import engines, live
 from poolreg.evaluation.ask import Answer
 from poolreg.evaluation.evaluate import Evaluation, Settings, plan
+from poolreg.evaluation.measure import Bench
 from poolreg.evaluation.protocol import Protocol
 from poolreg.evaluation.scoring import score, tokenise
 from poolreg.models.loading import load_model
@@ -43,7 +44,7 @@ def nothing_is_measured(monkeypatch) -> Callable[[], None]:
         def measure(*args, **options):
             raise AssertionError("measured what the memo holds")
 
-        monkeypatch.setattr(evaluate, "_measure", measure)
+        monkeypatch.setattr(engines, "measured", measure)
         monkeypatch.setattr(live, "LiveModel", measure)
 
     return forbid
@@ -182,15 +183,15 @@ def test_a_plan_measures_only_what_is_missing(pool, monkeypatch):
     alpha = pool.registry.resolve("evalset", "alpha")
     assert work.bytes == 2 * sum(sizes.values()) - sizes[alpha]
     measured = []
-    real = evaluate._Worker.measure
+    real = Bench.measure
 
-    def measure(self, subject, sets, progress):
-        measured.append((subject.label, len(sets)))
-        return real(self, subject, sets, progress)
+    def measure(self, model, target, *rest):
+        measured.append(target.label)
+        return real(self, model, target, *rest)
 
-    monkeypatch.setattr(evaluate._Worker, "measure", measure)
+    monkeypatch.setattr(Bench, "measure", measure)
     rows = pool.evaluate(["alpha", "beta"])
-    assert sorted(measured) == [("alpha", 2), ("beta", 3)]
+    assert sorted(measured) == ["alpha"] * 2 + ["beta"] * 3
     assert [row.memoised for row in rows] == [True, False, False, False, False, False]
 
 
@@ -233,11 +234,11 @@ def test_a_failure_keeps_what_was_measured_before(pool, monkeypatch):
     texts = ["alpha", "beta/1", "beta/2", "gamma/1"]
     real, loads = live.LiveModel.load, []
 
-    def load(self, weights):
+    def load(self, weights, following):
         loads.append(weights)
         if len(loads) == 3:
             raise KeyboardInterrupt
-        return real(self, weights)
+        return real(self, weights, following)
 
     monkeypatch.setattr(live.LiveModel, "load", load)
     with pytest.raises(KeyboardInterrupt):

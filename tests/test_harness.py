@@ -111,8 +111,8 @@ def test_a_request_is_all_that_can_be_known_before_loading(tasks, tmp_path, monk
 def test_options_that_a_harness_does_not_take_are_refused(pool):
     with pytest.raises(UsageError, match="no tasks"):
         pool.evaluate_tasks("base", [])
-    for given in (Settings(max_length=8), Settings(workers=2)):
-        with pytest.raises(UsageError, match="--max-length and --workers"):
+    for given in (Settings(max_length=8), Settings(workers=2), Settings(engine="ray")):
+        with pytest.raises(UsageError, match="--max-length, --workers and --engine"):
             pool.evaluate_tasks("base", "arc", settings=given)
 
 

@@ -15,10 +15,12 @@ import torch
 
 from poolreg import Pool, merge_folders
 from poolreg.errors import Incompatible
-from poolreg.evaluation import live
+from poolreg.evaluation import averages, live
 from poolreg.evaluation.evaluate import Settings
 from poolreg.evaluation.live import LiveModel
+from poolreg.evaluation.materials import Materials
 from poolreg.models.loading import load_model
+from poolreg.store.staging import working_folder
 from poolreg.weights.checkpoint import fingerprint, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,8 +56,9 @@ def bits(model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     }
 
 
-def opened(pool: Pool, of: list[str]) -> LiveModel:
-    return LiveModel(pool.registry, of, dtype="float32", device="cpu")
+def opened(pool: Pool, of: list[str], **options) -> LiveModel:
+    materials = Materials.of(pool.registry, of)
+    return LiveModel(materials, of, dtype="float32", device="cpu", **options)
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def disk(monkeypatch) -> list[Path]:
 
 
 class Shelf:
-    """Three unit models of one seed in folders; stands where a pool does."""
+    """Three unit models of one seed in folders; stands where materials of a pool do."""
 
     def __init__(self, root: Path, family: str, **options) -> None:
         self.root = root
@@ -85,6 +88,15 @@ class Shelf:
         self.units = [pools.unit_folder(root / f"u{n}", seed, n) for n in range(3)]
         self.digests = [fingerprint(read_checkpoint(folder)).digest for folder in self.units]
         self.folders = dict(zip(self.digests, self.units, strict=True))
+
+    def tensors(self, digest: str) -> dict:
+        return read_checkpoint(self.folders[digest]).tensors
+
+    def folder(self, digest: str) -> contextlib.AbstractContextManager[Path]:
+        return contextlib.nullcontext(self.folders[digest])
+
+    def scratch(self) -> contextlib.AbstractContextManager[Path]:
+        return working_folder(self.root / "tmp")
 
     def live(self, dtype: str) -> LiveModel:
         return LiveModel(self, self.digests, dtype=dtype, device="cpu")
@@ -100,15 +112,7 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch) -> Callable[..., Shelf]:
-    def tensors(shelf, digest):
-        return read_checkpoint(shelf.folders[digest]).tensors
-
-    def folder(shelf, digest):
-        return contextlib.nullcontext(shelf.folders[digest])
-
-    monkeypatch.setattr(live, "stored_tensors", tensors)
-    monkeypatch.setattr(live, "stored_folder", folder)
+def shelf(tmp_path) -> Callable[..., Shelf]:
     return lambda family, **options: Shelf(tmp_path, family, **options)
 
 
@@ -164,21 +168,28 @@ def more(tiny, tmp_path_factory) -> dict[str, dict]:
     return {text: bits(load_model(folder)) for text, folder in folders.items()}
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("depth", [0, 1, 2, 99])
 @pytest.mark.parametrize("order", range(3))
-def test_any_order_and_any_number_of_kept_sums(depth, order, tiny, more, monkeypatch):
+def test_any_order_and_any_number_of_kept_sums(depth, order, threads, tiny, more, monkeypatch):
     elements = sum(raw.size for _, raw in pools.arrays_of(tiny.seed).values())
-    monkeypatch.setattr(live, "SUMS_AT_ONCE", depth * 8 * elements)
+    monkeypatch.setattr(averages, "SUMS_AT_ONCE", depth * 8 * elements)
+    monkeypatch.setattr(averages, "FEWEST_KEPT", 2)
+    monkeypatch.setattr(averages, "CHUNK", 1000)
     with Pool.open(tiny.root) as pool:
         subjects = {text: pool.resolve(text).integer_weights for text in MORE}
         texts = sorted(subjects, key=lambda text: subjects[text])  # as a sweep visits them
         if order:
             texts = texts * 2
             random.Random(order).shuffle(texts)
-        model = opened(pool, sorted({m for weights in subjects.values() for m, _ in weights}))
-        assert model._depth == depth
-        for text in texts:
-            assert bits(model.load(subjects[text])) == more[text], text
+        members = sorted({m for weights in subjects.values() for m, _ in weights})
+        model = opened(pool, members, threads=threads)
+        kept = 0
+        for text, following in zip(texts, [*texts[1:], None], strict=True):
+            after = subjects[following] if following else ()
+            assert bits(model.load(subjects[text], after)) == more[text], text
+            kept = max(kept, len(model._averages._kept._stack))
+    assert min(depth, 1) <= kept <= depth
 
 
 def test_a_single_model_keeps_its_zeros(shelf):

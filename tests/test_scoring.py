@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.utils import logging as transformers_logging
 
 from poolreg.errors import ConfigError, Incompatible, NotFound, Refused
+from poolreg.evaluation import scoring
 from poolreg.evaluation.protocol import Protocol
 from poolreg.evaluation.scoring import TokenisedSet, score, tokenise
 from poolreg.models.loading import load_model, load_tokenizer, pick_device, quiet_transformers
@@ -540,3 +543,41 @@ def test_auto_picks_a_device_that_is_there():
 def test_devices_that_are_not_there_are_refused(name):
     with pytest.raises(ConfigError, match="cannot be used"):
         pick_device(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_loss_is_that_of_the_library(dtype, share, monkeypatch):
+    """Bit for bit, a few rows at a time."""
+    monkeypatch.setattr(scoring, "SOFTMAX_AT_ONCE", 500)
+    source = torch.Generator().manual_seed(3)
+    logits = (8 * torch.randn(97, 41, generator=source)).to(dtype)
+    targets = torch.randint(0, 41, (97,), generator=source)
+    rows = torch.arange(97)[torch.rand(97, generator=source) < share]
+    found = scoring._token_nll(logits[rows], targets[rows])
+    exact = torch.nn.functional.cross_entropy(logits[rows].float(), targets[rows], reduction="none")
+    assert torch.equal(found, exact)
+
+
+@given(st.lists(st.integers(0, len(DOCUMENTS) - 1), max_size=12))
+@settings(max_examples=30)
+def test_some_documents_score_as_among_all(documents):
+    """In any order, also again, also empty ones."""
+    evalset, model, whole = scored_once()
+    some = evalset.only(np.array(documents, np.int64))
+    found = score(model, some)
+    assert found.tokens.tolist() == [int(evalset.tokens[d]) for d in documents]
+    assert found.bytes.tolist() == [int(evalset.bytes[d]) for d in documents]
+    ends = np.cumsum(evalset.tokens)
+    pieces = [whole.token_nll[ends[d] - evalset.tokens[d] : ends[d]] for d in documents]
+    np.testing.assert_allclose(found.token_nll, np.concatenate([[], *pieces]), rtol=1e-3, atol=1e-5)
+
+
+@functools.cache
+def scored_once():
+    """All documents, a model, and what it scores on them."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_tokenizer().save_pretrained(folder)
+        evalset = tokenise(DOCUMENTS, Path(folder), PROTOCOL)
+    model = make_model("llama")
+    return evalset, model, score(model, evalset)

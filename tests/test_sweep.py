@@ -16,21 +16,24 @@ from pathlib import Path
 
 import pools
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolreg import Pool
 from poolreg.errors import ConfigError, MixtureError, NotFound, UsageError
-from poolreg.evaluation import live, sweep
-from poolreg.evaluation.evaluate import Settings
+from poolreg.evaluation import averages, live, sweep
+from poolreg.evaluation.averages import shared
+from poolreg.evaluation.evaluate import Settings, measuring_order
 from poolreg.evaluation.sweep import (
     choose_dirichlet,
     choose_subsets,
+    in_shard,
     plan_sweep,
     read_mixtures,
     run_sweep,
 )
 from poolreg.mixture import Mixture, thousandths
+from poolreg.models.resolve import Resolver
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,29 +196,105 @@ def test_mixtures_that_are_named(pool):
 
 
 def test_neighbours_share_their_sums(pool, monkeypatch):
-    """The order of measuring lets most averages cost one addition."""
+    """The order of measuring lets beginnings that neighbours share be summed once."""
     added = []
-    real = live.accumulate
+    real = averages.accumulate
 
     def accumulate(acc, raw, dtype, **options):
         added.append(raw.size)
         real(acc, raw, dtype, **options)
 
-    monkeypatch.setattr(live, "accumulate", accumulate)
+    monkeypatch.setattr(averages, "accumulate", accumulate)
+    monkeypatch.setattr(averages, "FEWEST_KEPT", 2)
     planned = pool.plan_sweep(on=["alpha"])
     pool.sweep(planned)
     elements = sum(raw.size for _, raw in pools.arrays_of(pool_seed(pool)).values())
-    one_by_one = sum(len(subject.components) for subject in planned.subjects)
-    prefixes = {
-        subject.integer_weights[:n]
-        for subject in planned.subjects
-        for n in range(1, len(subject.components) + 1)
-    }
-    assert sum(added) == elements * len(prefixes) < elements * one_by_one
+    lists = sorted(subject.integer_weights for subject in planned.subjects)
+    one_by_one = sum(len(weights) for weights in lists if len(weights) > 1)
+    known = [shared(a, b) for a, b in itertools.pairwise(lists)]
+    spared = sum(n for n, weights in zip(known, lists[1:], strict=True) if 1 < n < len(weights))
+    assert sum(added) == elements * (one_by_one - spared)
+    assert spared > 0
 
 
 def pool_seed(pool: Pool) -> Path:
     return pool.export_model("base", pool.root.parent / "exported")
+
+
+# -- shards ---------------------------------------------------------------------------------
+
+
+@given(limit=st.integers(1, 63), of=st.integers(1, 70), random=st.randoms(use_true_random=False))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_shards_are_the_whole_and_disjoint(limit, of, random, shown):
+    resolver = Resolver(shown.registry)
+    mixtures = choose_subsets(shown.registry, limit=limit)
+    subjects = [resolver.mixture(mixture) for mixture in mixtures]
+    shuffled = random.sample(subjects, len(subjects))
+    parts = [in_shard(subjects, number, of) for number in range(1, of + 1)]
+    assert sorted(s.digest for part in parts for s in part) == sorted(s.digest for s in subjects)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    for number, part in enumerate(parts, start=1):
+        assert list(part) == [subject for subject in subjects if subject in part]
+        other = in_shard(shuffled, number, of)
+        assert sorted(other, key=measuring_order) == sorted(part, key=measuring_order)
+    ordered = [s.digest for part in parts for s in sorted(part, key=measuring_order)]
+    assert ordered == [s.digest for s in sorted(subjects, key=measuring_order)]
+
+
+def test_one_average_under_two_names_is_in_one_shard(pool):
+    named = ["alpha", "alpha/1", "beta", "gamma", "beta/1", "alpha+beta"]
+    for of in range(2, 7):
+        parts = [pool.plan_sweep(named, shard=(number, of)).subjects for number in range(1, of + 1)]
+        found = [{subject.digest for subject in part} for part in parts]
+        assert sum(len(part) for part in parts) == 6
+        assert sum(len(digests) for digests in found) == len(set().union(*found)) == 5
+
+
+@pytest.mark.parametrize("shard", [(0, 4), (5, 4), (-1, 4), (1, 0)])
+def test_a_shard_that_is_none(shard, shown):
+    with pytest.raises(UsageError, match="there is no shard"):
+        shown.plan_sweep(shard=shard)
+
+
+def test_what_is_known_does_not_move_shards(pool):
+    before = [pool.plan_sweep(on=["alpha"], shard=(n, 3)).subjects for n in (1, 2, 3)]
+    pool.sweep(pool.plan_sweep(on=["alpha"], shard=(2, 3)))
+    assert [pool.plan_sweep(on=["alpha"], shard=(n, 3)).subjects for n in (1, 2, 3)] == before
+    again = pool.plan_sweep(on=["alpha"], shard=(2, 3))
+    assert (again.memoised, again.work.evaluations) == (len(before[1]), 0)
+    assert pool.plan_sweep(on=["alpha"], shard=(1, 3)).memoised == 0
+
+
+@pytest.mark.parametrize("bad", ["0/4", "5/4", "1", "1/", "a/b", "1/0", "1/4/4"])
+def test_a_shard_on_the_command_line(bad, cli_pool, cli_run):
+    done = cli_run("sweep", "--subsets", "--pool", cli_pool, "--shard", bad, code=2)
+    assert "write 1/16 to 16/16" in done.stderr
+
+
+@pytest.mark.slow
+def test_shards_that_run_at_once(six, uninterrupted, tmp_path):
+    """As the jobs of an array do: each by a process of its own, with a segment of its own."""
+    root = six.copy(tmp_path / "pool")
+    before = len(list((root / "journal").iterdir()))
+    command = [sys.executable, "-c", SHARD, str(root)]
+    jobs = [
+        subprocess.Popen([*command, f"{n}/3", *ON], stderr=subprocess.PIPE, text=True)
+        for n in (1, 2, 3)
+    ]
+    for job in jobs:
+        _, errors = job.communicate(timeout=300)
+        assert (job.returncode, errors) == (0, "")
+    assert len(list((root / "journal").iterdir())) == before + 3
+    assert measured(root) == ALL  # each once
+    with Pool.open(root) as pool:
+        planned = pool.plan_sweep(on=ON, settings=Settings(threads=1))
+        assert planned.work.evaluations == 0
+        assert pool.sweep(planned).rows == uninterrupted
+    again = subprocess.run([*command, "2/3", *ON], check=True, capture_output=True)
+    assert again.stderr == b""
+    assert measured(root) == ALL
 
 
 # -- the table ------------------------------------------------------------------------------
@@ -262,11 +341,11 @@ def test_mixtures_are_labelled_before_they_are_measured(pool, monkeypatch):
     real = live.LiveModel.load
     calls = []
 
-    def load(self, weights):
+    def load(self, weights, following):
         calls.append(weights)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(self, weights)
+        return real(self, weights, following)
 
     monkeypatch.setattr(live.LiveModel, "load", load)
     planned = pool.plan_sweep(on=["alpha"])
@@ -285,13 +364,27 @@ SWEEP = """
 import sys
 import torch
 from poolreg import Pool
+from poolreg.evaluation import recording
 from poolreg.evaluation.evaluate import Settings
 
+recording.PATIENCE = 0.0  # models this small are done with all of it before a result is recorded
 torch.set_num_threads(1)
 with Pool.open(sys.argv[1]) as pool:
     pool.sweep(pool.plan_sweep(on=sys.argv[2:], settings=Settings(threads=1)))
 """
 
+
+SHARD = """
+import sys
+import torch
+from poolreg import Pool
+from poolreg.evaluation.evaluate import Settings
+
+torch.set_num_threads(1)
+number, of = map(int, sys.argv[2].split("/"))
+with Pool.open(sys.argv[1]) as pool:
+    pool.sweep(pool.plan_sweep(on=sys.argv[3:], settings=Settings(threads=1), shard=(number, of)))
+"""
 
 ON = ["alpha", "delta", "zeta"]
 ALL = 63 * len(ON)

@@ -33,7 +33,7 @@ from typing import Any
 
 from poolreg.canonical import digest_of, sha256
 from poolreg.errors import ConfigError, MissingPackage, NotFound, Refused, UsageError
-from poolreg.evaluation.evaluate import Settings, note_subjects, plan, torch_threads
+from poolreg.evaluation.evaluate import Settings, family_of, measuring_order, note_subjects, plan
 from poolreg.evaluation.external import HARNESS, TaskScore, parse_results, record_scores
 from poolreg.evaluation.protocol import default_max_length
 from poolreg.files import read_capped
@@ -124,6 +124,8 @@ def evaluate_tasks(
     ]
     note_subjects(registry, list(subjects.values()))
     if any(tasks for _, tasks in missing):
+        from poolreg.evaluation.measure import torch_threads
+
         with _quiet(), torch_threads(settings.threads):
             _Run(registry, request, settings).all([item for item in missing if item[1]], progress)
         rows = _recorded(registry, subjects, digests)
@@ -139,10 +141,11 @@ def evaluate_tasks(
 def _check(request: TaskRequest, settings: Settings) -> None:
     if not request.tasks:
         raise UsageError("no tasks are named", hint="name them with --tasks a,b")
-    if settings.max_length is not None or settings.workers > 1:
+    alone = (settings.workers or 1) == 1 and settings.engine == "local"
+    if settings.max_length is not None or not alone:
         raise UsageError(
             "tasks of a harness run in one process, with the model's own context",
-            hint="leave out --max-length and --workers",
+            hint="leave out --max-length, --workers and --engine",
         )
 
 
@@ -176,25 +179,26 @@ class _Run:
     def all(self, items: Sequence[Item], progress: Progress) -> None:
         """Run what is missing, one family of models in memory at a time."""
         progress.start("running tasks", sum(len(tasks) for _, tasks in items), "tasks")
-        ordered = sorted(items, key=lambda item: (_family(item), item[0].integer_weights))
-        for _, group in groupby(ordered, key=_family):
+        ordered = sorted(items, key=lambda item: measuring_order(item[0]))
+        for _, group in groupby(ordered, key=lambda item: family_of(item[0])):
             self._models(list(group), progress)
 
     def _models(self, items: Sequence[Item], progress: Progress) -> None:
         from poolreg.evaluation.live import LiveModel
+        from poolreg.evaluation.materials import Materials
         from poolreg.models.loading import load_tokenizer, pick_device
-        from poolreg.models.stored import stored_folder
 
         members = sorted({model for subject, _ in items for model, _ in subject.components})
-        rows = [self.registry.one("model", digest=member) for member in members]
-        trusted = all(row["trusted_code"] for row in rows)
+        materials = Materials.of(self.registry, members)
+        trusted = materials.trusted.issuperset(members)
         live = LiveModel(
-            self.registry, members, dtype=self.settings.dtype,
+            materials, members, dtype=self.settings.dtype,
             device=pick_device(self.settings.device), trust_code=trusted,
         )  # fmt: skip
-        with stored_folder(self.registry, members[0]) as folder:
+        with materials.folder(members[0]) as folder:
             tokenizer = load_tokenizer(folder, trust_code=trusted)
-        length = default_max_length(rows[0]["context_length"])
+        first = self.registry.one("model", digest=members[0])
+        length = default_max_length(first["context_length"])
         for subject, tasks in items:
             progress.note(subject.label)
             model = live.load(subject.integer_weights)
@@ -233,11 +237,6 @@ class _Run:
         }
         plain = json.loads(json.dumps(found | known, default=_plain))
         return parse_results(plain, f"what task {name} gave")[0]
-
-
-def _family(item: Item) -> str:
-    # Models with one seed were checked to be of one family when they were added.
-    return item[0].seed or item[0].digest
 
 
 def _set_shots(task: Any, count: int | None) -> None:

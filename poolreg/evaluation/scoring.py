@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from poolreg.errors import Incompatible, Refused
 from poolreg.evaluation.protocol import Protocol, rolling_windows
 from poolreg.models.loading import load_tokenizer
+from poolreg.tensors import encode
 
 Ints = NDArray[np.int64]
 
 DOCUMENTS_AT_ONCE = 64  # tokenised in one call: bounds the offsets that tokenizers keeps
 LOGITS_AT_ONCE = 1 << 28  # elements of one forward pass's logits: 1 GiB in float32
 SOFTMAX_AT_ONCE = 1 << 20  # elements of one log-softmax: 4 MiB, so that it stays in the cache
+SOFTMAX_ON_DEVICE = 1 << 26  # the same on a GPU: 256 MiB, so that starting kernels takes no time
 SHORTEST_IN_BATCH = 0.75  # of the longest window: bounds what padding costs
 
 
@@ -58,6 +59,25 @@ class TokenisedSet:
         """Number of tokens that are scored, N."""
         return int(self.tokens.sum())
 
+    def only(self, documents: Ints) -> TokenisedSet:
+        """Return some of the documents, by their numbers [D'], in the order given."""
+        first, lengths = self.prefixes[documents], self.tokens[documents] + 1
+        moved = np.cumsum(lengths) - lengths - first  # how far each document moves in the stream
+        places = np.arange(lengths.sum()) - np.repeat(moved, lengths)
+        owners = np.searchsorted(self.prefixes, self.windows[:, 0], side="right") - 1
+        ends = np.searchsorted(owners, np.arange(len(self.tokens) + 1))
+        counts = np.diff(ends)[documents]
+        rows = np.arange(counts.sum()) + np.repeat(
+            ends[documents] - np.cumsum(counts) + counts, counts
+        )
+        shift = np.repeat(moved, counts)[:, None] * np.array([1, 1, 0])
+        return TokenisedSet(
+            stream=self.stream[places],
+            windows=self.windows[rows] + shift,
+            tokens=self.tokens[documents],
+            bytes=self.bytes[documents],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -82,6 +102,12 @@ class Scores:
     def total_bytes(self) -> int:
         """UTF-8 bytes of all documents together."""
         return int(self.bytes.sum())
+
+
+def document_scores(scores: Scores) -> bytes:
+    """Return what is known of each document as safetensors: nll, tokens and bytes, [D]."""
+    counts = {"tokens": ("I64", scores.tokens), "bytes": ("I64", scores.bytes)}
+    return encode({"nll": ("F64", scores.nll), **counts})
 
 
 def tokenise(
@@ -168,17 +194,29 @@ def _score_batch(
     logits = model(input_ids=inputs, attention_mask=mask, use_cache=False).logits  # [B, T, V]
     logits = logits.flatten(0, 1)
     predicting = real & (places >= (stops - scored)[:, None])
-    sources = torch.from_numpy(np.flatnonzero(predicting)).to(stream.device)
     predicted = places[predicting] + 1
-    targets = stream[torch.from_numpy(predicted).to(stream.device)]
-    step = max(1, SOFTMAX_AT_ONCE // logits.shape[1])
-    parts = [
-        cross_entropy(
-            logits[sources[at : at + step]].float(), targets[at : at + step], reduction="none"
-        )
-        for at in range(0, len(sources), step)
-    ]
-    return predicted, torch.cat(parts).cpu().numpy()
+    wanted = torch.from_numpy(np.flatnonzero(predicting)).to(stream.device)
+    if 2 * len(wanted) < len(logits):
+        values = _token_nll(logits[wanted], stream[torch.from_numpy(predicted).to(stream.device)])
+    else:  # to read the others as well takes less time than to gather these
+        following = torch.from_numpy(np.where(predicting, places + 1, 0)).to(stream.device)
+        values = _token_nll(logits, stream[following.flatten()])[wanted]
+    return predicted, values.cpu().numpy()
+
+
+def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -log softmax(logits)[target] in float32, for logits [N, V] and targets [N]."""
+    count, vocabulary = logits.shape
+    at_once = SOFTMAX_AT_ONCE if logits.device.type == "cpu" else SOFTMAX_ON_DEVICE
+    step = max(1, at_once // vocabulary)
+    nll = torch.empty(count, device=logits.device)
+    logs = torch.empty(min(step, count), vocabulary, device=logits.device)
+    for at in range(0, count, step):
+        part = logits[at : at + step].float()
+        torch.log_softmax(part, 1, out=logs[: len(part)])
+        chosen = logs[: len(part)].gather(1, targets[at : at + step, None])
+        torch.neg(chosen.squeeze(1), out=nll[at : at + step])
+    return nll
 
 
 def batches(windows: Ints, batch_tokens: int) -> Iterator[Ints]:

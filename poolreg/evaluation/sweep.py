@@ -1,8 +1,9 @@
 """Many mixtures at once: choosing them, planning what is missing, measuring it.
 
-A sweep is an evaluation of many subjects; what makes it cheap (partial sums, one live model,
-the memo) is in `evaluate` and `live`. Each mixture is recorded when it is done, so a killed
-sweep goes on where it was.
+A sweep is an evaluation of many subjects; what makes it cheap (the memo, one live model, partial
+sums) is in `evaluate`, `live` and `averages`. Mixtures are recorded as they are done, so a killed
+sweep goes on where it was. One sweep may be done in shards, by processes that know nothing of each
+other: which mixtures are in a shard depends on content alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from pathlib import Path
 
 from poolreg.errors import ConfigError, UsageError
 from poolreg.evaluation.ask import evalsets_named
-from poolreg.evaluation.evaluate import Evaluation, Key, Plan, Settings, note_subjects, plan, run
+from poolreg.evaluation.evaluate import (
+    Evaluation,
+    Key,
+    Plan,
+    Settings,
+    measuring_order,
+    note_subjects,
+    plan,
+    run,
+)
 from poolreg.files import read_capped
 from poolreg.mixture import Atom, Mixture, mix, subsets, thousandths
 from poolreg.models.resolve import Resolver, Subject
@@ -126,15 +136,37 @@ def _limited(mixtures: list[Mixture], limit: int | None, seed: int) -> list[Mixt
 def plan_sweep(
     registry: Registry, mixtures: Sequence[Mixture], on: Sequence[str] = (), *,
     scheme: str = "micro", seed: str | None = None, settings: Settings | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> SweepPlan:  # fmt: skip
-    """Resolve mixtures and look up what the memo holds; measures nothing."""
+    """Resolve mixtures and look up what the memo holds; measures nothing.
+
+    `shard` (i, n) takes the i-th of n parts of them, from 1; see `in_shard`.
+    """
     settings = settings or Settings()
     resolver = Resolver(registry, scheme=scheme, seed=seed)
     subjects = tuple(resolver.mixture(mixture) for mixture in dict.fromkeys(mixtures))
+    if shard:
+        subjects = in_shard(subjects, *shard)
     evalsets = evalsets_named(registry, on)
     work = plan(registry, subjects, list(evalsets), settings)
     speed = registry.select("speed")[0]["bytes_per_second"]
     return SweepPlan(subjects, evalsets, work, settings, work.bytes / speed if speed else None)
+
+
+def in_shard(subjects: Sequence[Subject], number: int, of: int) -> tuple[Subject, ...]:
+    """Return the part `number` (from 1) of `of` parts of subjects, in the order given.
+
+    Parts are neighbours in the order of measuring, so that partial sums still serve, and differ by
+    at most one subject: all subjects have the same text to score. They depend neither on the order
+    given nor on what is known by now, so together they are the whole and none overlap.
+    """
+    if not 1 <= number <= of:
+        raise UsageError(f"there is no shard {number} of {of}", hint="write 1/8 to 8/8")
+    distinct = {subject.digest: subject for subject in subjects}
+    ordered = sorted(distinct.values(), key=measuring_order)
+    start, stop = len(ordered) * (number - 1) // of, len(ordered) * number // of
+    mine = {subject.digest for subject in ordered[start:stop]}
+    return tuple(subject for subject in subjects if subject.digest in mine)
 
 
 def run_sweep(
