@@ -60,18 +60,30 @@ def registry(empty, tmp_path) -> Iterator[Registry]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def furnished(empty, tmp_path_factory) -> Path:
+    """A pool with, of each kind, something that lives and something that does not."""
+    root = Path(shutil.copytree(empty, tmp_path_factory.mktemp("furnished") / "pool"))
+    with contextlib.closing(Registry.open(root)) as registry:
+        wiki, news = add_evalset(registry, "wiki", "one"), add_evalset(registry, "news", "two")
+        base = add_model(registry, "base", b"weights of base", b"shared tokenizer")
+        gone = add_model(registry, "gone", b"weights of gone", b"shared tokenizer")
+        for number, (model, text) in enumerate([(base, wiki), (base, news), (gone, wiki)]):
+            add_evaluation(registry, model, text, b"scores %d" % number)
+            layers = [b"layer %d" % number, b"common layer"]
+            add_calibration(registry, model, text, "evalset", layers)
+        registry.objects.put(b"what a killed writer left")
+        remove(registry, ["news", "gone"])
+    return root
+
+
 @pytest.fixture
-def filled(registry) -> Registry:
-    """Of each kind something that lives and something that does not."""
-    wiki, news = add_evalset(registry, "wiki", "one"), add_evalset(registry, "news", "two")
-    base = add_model(registry, "base", b"weights of base", b"shared tokenizer")
-    gone = add_model(registry, "gone", b"weights of gone", b"shared tokenizer")
-    for number, (model, text) in enumerate([(base, wiki), (base, news), (gone, wiki)]):
-        add_evaluation(registry, model, text, b"scores %d" % number)
-        add_calibration(registry, model, text, "evalset", [b"layer %d" % number, b"common layer"])
-    registry.objects.put(b"what a killed writer left")
-    remove(registry, ["news", "gone"])
-    return registry
+def filled(furnished, tmp_path) -> Iterator[Registry]:
+    """A copy of that pool, to be changed at will."""
+    with contextlib.closing(
+        Registry.open(Path(shutil.copytree(furnished, tmp_path / "pool")))
+    ) as opened:
+        yield opened
 
 
 def digests(plan: Plan) -> set[str]:

@@ -32,7 +32,8 @@ def blocks(kind: str) -> list[str]:
     return [
         found
         for guide in GUIDES
-        for found in re.findall(rf"^```{kind}\n(.*?)^```$", guide.read_text(), re.M | re.S)
+        for language, found in re.findall(r"^```(\w*)\n(.*?)^```$", guide.read_text(), re.M | re.S)
+        if language == kind
     ]
 
 
