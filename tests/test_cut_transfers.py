@@ -334,7 +334,7 @@ def killed_on_the_disk(hub: Hub, pattern: str, number: int, *words: object) -> N
 KINDS = ("status", "drop", "lost", "cut")
 
 
-def cuts(count: int, first: int = len(KINDS)) -> list[Any]:
+def cuts(count: int, first: int) -> list[Any]:
     """The numbers of so many cuts, of which but the first are made in every run."""
     more = [pytest.param(n, marks=pytest.mark.campaign) for n in range(first, count)]
     return [*range(first), *more]
@@ -404,7 +404,7 @@ def complete(world: World) -> set[str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", cuts(12))
+@pytest.mark.parametrize("number", cuts(12, 2))
 def test_a_pull_from_a_hub_that_goes_away(world, tmp_path, number):
     draw, cut = random.Random(number), puller(world, tmp_path, number)
     kind = KINDS[number % 4]
@@ -421,7 +421,7 @@ def test_a_pull_from_a_hub_that_goes_away(world, tmp_path, number):
 # The last byte of what is fetched, and what follows: into the staging folder, the store, the
 # journal, and the catalog.
 @pytest.mark.slow
-@pytest.mark.parametrize("number", cuts(8, 2))
+@pytest.mark.parametrize("number", cuts(8, 1))
 def test_a_pull_that_is_killed(world, tmp_path, number):
     draw, cut = random.Random(number), puller(world, tmp_path, number)
     words, where = ("pull", REPO, cut.root), draw.randint(1, cut.run.bytes)
@@ -516,7 +516,7 @@ def pusher(world: World, folder: Path, number: int) -> Pusher:
     return Pusher(world, Path(shutil.copytree(world.newer, folder / "pool")), state)
 
 
-@pytest.mark.parametrize("number", cuts(14))
+@pytest.mark.parametrize("number", cuts(14, 2))
 def test_a_push_to_a_hub_that_goes_away(world, tmp_path, number):
     draw, cut = random.Random(number), pusher(world, tmp_path, number)
     kind = KINDS[number % 4]
@@ -542,7 +542,7 @@ def test_a_push_whose_answer_is_lost(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", cuts(6, 2))
+@pytest.mark.parametrize("number", cuts(6, 1))
 def test_a_push_that_is_killed(world, tmp_path, number):
     draw, cut = random.Random(number), pusher(world, tmp_path, number)
     where, hub = draw.randint(1, cut.run.bytes), world.hub
@@ -643,7 +643,9 @@ def test_a_pull_that_the_disk_has_no_room_for(world, tmp_path, cli_run, monkeypa
     cut.goes_on()
 
 
-@pytest.mark.parametrize("number", [6, 10, 14])
+@pytest.mark.parametrize(
+    "number", [10, *(pytest.param(n, marks=pytest.mark.campaign) for n in (6, 14))]
+)
 def test_a_pull_that_finds_the_disk_full(world, cramped, cli_run, number):
     filler = cramped.root.parent / "filler"
     world.hub.requests = Log(number, lambda: fill(cramped.root.parent, free=0))

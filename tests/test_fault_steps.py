@@ -93,11 +93,11 @@ def check_end(place: Path, after: Holding) -> None:
         assert pool.verify(full=True).findings == ()
 
 
-QUICK = {"put", "add evalset", "evaluate", "rm", "index what is new", "gc"}
+OFTEN = {"put", "add evalset", "evaluate", "rm", "index what is new", "gc", "pull"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in COMMANDS]
+    "name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.campaign) for n in COMMANDS]
 )
 def test_one_failure_after_the_other(workshop, undisturbed, name):
     before, after, steps = undisturbed(name)
@@ -158,7 +158,10 @@ KILLS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "step", "number"), KILLS)
+@pytest.mark.parametrize(
+    ("name", "step", "number"),
+    [pytest.param(*k, marks=() if k[0] in OFTEN else pytest.mark.campaign) for k in KILLS],
+)
 def test_kills(workshop, undisturbed, name, step, number):
     check_kill(workshop, undisturbed, name, step=step, number=number)
 

@@ -1150,8 +1150,8 @@ def write_many(published: Published, folder: Path, count: int, *, same: bool) ->
     (folder / "journal" / "x").rename(folder / "journal" / f"{digest}.jsonl")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("same", [False, pytest.param(True, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("same", [False, True])
 def test_very_many_records(published, tmp_path, same):
     """Memory grows by less than 2 GB a million."""
     count = 20_000

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +24,20 @@ def plan(pool: Pool, **asked):
     return pool.plan_suggest(settings=ONE, **asked)
 
 
-@pytest.fixture
-def measured(pool) -> Pool:
+@pytest.fixture(scope="module")
+def known(tiny, tmp_path_factory) -> Path:
     """A pool whose unit models and seed are measured, so that the ensemble is known."""
-    pool.evaluate([*UNITS, "base"], settings=ONE)
-    return pool
+    root = tiny.copy(tmp_path_factory.mktemp("known") / "pool")
+    with Pool.open(root) as pool:
+        pool.evaluate([*UNITS, "base"], settings=ONE)
+    return root
+
+
+@pytest.fixture
+def measured(known, tmp_path) -> Iterator[Pool]:
+    """A copy of it, to be changed at will."""
+    with Pool.open(shutil.copytree(known, tmp_path / "measured")) as pool:
+        yield pool
 
 
 def evaluations(pool: Pool) -> int:

@@ -27,7 +27,15 @@ from poolreg.schema import statements
 from poolreg.store import indexing
 from poolreg.store.journal import Journal
 from poolreg.store.records import Row
-from poolreg.store.sandbox import Table, attach, connect, fetch, read_only, run_sandboxed
+from poolreg.store.sandbox import (
+    Table,
+    attach,
+    connect,
+    detach,
+    fetch,
+    read_only,
+    run_sandboxed,
+)
 from poolreg.weights.disk import clone
 
 if TYPE_CHECKING:
@@ -47,22 +55,47 @@ class Catalog:
         self._lock = root / "locks" / "catalog"
         self._staging = root / "tmp"
         self._journal = journal
+        # A database in memory that files are attached to: to make one takes longer than a look-up.
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._answers: dict[tuple[Any, ...], Table] = {}  # of the connection, to short questions
-        self._seen: dict[str, int] | None = None  # segment sizes that the connection shows
-        self._indexed: dict[str, int] = {}  # how much of each segment is in the published file
-        self._opened: tuple[int, int, int] | None = None  # identity of the file that it shows
         self._pid = 0
+        self._opened: tuple[int, int, int] | None = None  # identity of the file that it shows
+        self._answers: dict[tuple[Any, ...], Table] = {}  # of that file, to short questions
+        self._seen: dict[str, int] | None = None  # segment sizes that it shows
+        self._indexed: dict[str, int] = {}  # how much of each segment is in the published file
 
     def close(self) -> None:
-        """Close the read connection; the next query opens it again."""
+        """Close the database; the next query opens it again."""
+        self._forget()
         if self._connection is not None:
             if self._pid == os.getpid():
                 self._connection.close()
             else:
                 _inherited.append(self._connection)
-        self._connection = self._seen = None
+        self._connection = self._opened = None
+
+    def _forget(self) -> None:
+        self._seen = None
         self._answers.clear()
+
+    def _leave(self) -> None:
+        """Let go of the published file: a connection would go on showing it when it is replaced."""
+        self._forget()
+        # A forked child that used its parent's connection would lose data without a word.
+        if self._pid != os.getpid():
+            self.close()
+        elif self._connection is not None and self._opened is not None:
+            self._opened = None
+            try:
+                detach(self._connection, "pool")
+            except duckdb.Error:  # after an error that DuckDB does not recover from
+                self.close()
+
+    def _database(self) -> duckdb.DuckDBPyConnection:
+        """Return the database, which shows nothing."""
+        self._leave()
+        if self._connection is None:
+            self._connection, self._pid = connect(":memory:"), os.getpid()
+        return self._connection
 
     def refresh(self) -> None:
         """Bring the catalog up to date with the journal; cheap when nothing is new.
@@ -76,8 +109,7 @@ class Catalog:
             return
         with lock(self._lock, what="the catalog"):
             known = self._known_segments()
-            # A connection left open would go on showing the file that is about to be replaced.
-            self.close()
+            self._leave()
             self._check_nothing_is_lost()
             if known is None or known != self._journal.segments():
                 self._index(from_scratch=known is None)
@@ -85,7 +117,7 @@ class Catalog:
     def rebuild(self) -> None:
         """Make the catalog anew from the journal as it is, whatever the present one had read."""
         with lock(self._lock, what="the catalog"):
-            self.close()
+            self._leave()
             self._index(from_scratch=True)
 
     def supersede(self, old: Mapping[str, int], name: str, size: int) -> None:
@@ -95,7 +127,7 @@ class Catalog:
         """
         with lock(self._lock, what="the catalog"):
             known = self._known_segments() or {}
-            self.close()
+            self._leave()
             if all(known.get(segment) == seen for segment, seen in old.items()):
                 self._publish(
                     lambda connection: indexing.supersede(connection, old, name, size), copied=True
@@ -116,7 +148,7 @@ class Catalog:
             return {}
         try:
             with lock(self._lock, what="the catalog"):
-                self.close()
+                self._leave()
                 with contextlib.closing(read_only(self.path)) as reader:
                     if reader.execute("FROM catalog_info").fetchone() != (indexing.SCHEMA_VERSION,):
                         return {}
@@ -157,7 +189,7 @@ class Catalog:
 
         Options are those of `poolreg.store.sandbox.run_sandboxed`; raises `QueryError`.
         """
-        self.close()
+        self._leave()
         return self._healed(lambda: self._sandboxed(sql, options))
 
     def _sandboxed(self, sql: str, options: Mapping[str, Any]) -> Table:
@@ -200,14 +232,14 @@ class Catalog:
         return query()
 
     def _reader(self) -> duckdb.DuckDBPyConnection:
-        # A forked child that used its parent's connection would lose data without a word.
-        if self._pid != os.getpid():
-            self.close()
-        if self._connection is None:
-            # Looked at before opening: a file that is replaced in between is opened again.
-            self._opened = _identity(self.path)
-            self._connection, self._pid = read_only(self.path), os.getpid()
-        return self._connection
+        if self._connection is not None and self._opened is not None and self._pid == os.getpid():
+            return self._connection
+        database = self._database()
+        # Looked at before opening: a file that is replaced in between is opened again.
+        opened = _identity(self.path)
+        attach(database, self.path, "pool")
+        self._opened = opened
+        return database
 
     def _known_segments(self) -> dict[str, int] | None:
         """Return the segment sizes that the catalog has seen, or None if it is unusable."""
@@ -215,7 +247,7 @@ class Catalog:
         if not self.path.is_file():
             return None
         if not self._shows_published():
-            self.close()
+            self._leave()
         try:
             reader = self._reader()
             known = self._read_segments(reader)
@@ -225,6 +257,7 @@ class Catalog:
                 self._seen = known
         except duckdb.Error:
             # Not a catalog of ours, or damaged: it is derived, so it is simply made again.
+            self.close()
             return None
         segments = self._journal.segments()
         if any(segments.get(name, -1) < size for name, size in self._seen.items()):
@@ -242,7 +275,7 @@ class Catalog:
 
         While it is open no other file can have its inode.
         """
-        if self._connection is None or self._pid != os.getpid():
+        if self._opened is None or self._pid != os.getpid():
             return False
         return self._opened == _identity(self.path)
 
@@ -278,6 +311,17 @@ class Catalog:
                 hint="check the disk and its free space; the journal holds everything",
             ) from error
 
+    def _change(self, staging: Path, change: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        database = self._database()
+        try:
+            attach(database, staging, "pool", writable=True)
+            change(database)
+            detach(database, "pool")
+            database.execute("RESET memory_limit")
+        except BaseException:
+            self.close()  # and with it whatever the change had begun
+            raise
+
     def _publish(
         self, change: Callable[[duckdb.DuckDBPyConnection], None], *, copied: bool
     ) -> None:
@@ -292,8 +336,7 @@ class Catalog:
                 faults.step("index.copy")
                 if copied:
                     _copy(self.path, staging)
-                with contextlib.closing(connect(staging)) as connection:
-                    change(connection)
+                self._change(staging, change)
                 with open(staging, "rb") as file:
                     os.fsync(file.fileno())
                 faults.step("index.replace")

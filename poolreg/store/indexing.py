@@ -42,13 +42,14 @@ def index(
         connection.execute("INSERT INTO catalog_info VALUES (?)", [SCHEMA_VERSION])
     known = connection.execute("SELECT segment, indexed_bytes FROM journal_segments").fetchall()
     ends = dict.fromkeys(segments, 0) | dict(known)
-    _load_all(connection, _batches(journal, segments, ends))
+    changed = _load_all(connection, _batches(journal, segments, ends))
     connection.execute(
         "INSERT OR REPLACE INTO journal_segments SELECT unnest(?), unnest(?), unnest(?)",
         [list(segments), [ends[segment] for segment in segments], list(segments.values())],
     )
     for settling in statements("settle.sql").values():
-        connection.execute(settling.sql)
+        if any(table in settling.sql for table in changed):
+            connection.execute(settling.sql)
     faults.step("index.commit")
     connection.execute("COMMIT")
     connection.execute("CHECKPOINT")
@@ -133,18 +134,20 @@ def _batches(
     yield batch
 
 
-def _load_all(connection: duckdb.DuckDBPyConnection, batches: Iterator[_Batch]) -> None:
-    """Insert batches, each while the next one is read."""
+def _load_all(connection: duckdb.DuckDBPyConnection, batches: Iterator[_Batch]) -> set[str]:
+    """Insert batches, each while the next one is read; returns the tables that may have changed."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    changed: set[str] = set()
     with _no_garbage(), ThreadPoolExecutor(max_workers=1) as worker:
-        loading: Future[None] | None = None
+        loading: Future[set[str]] | None = None
         for batch in batches:
             if loading:
-                loading.result()
+                changed |= loading.result()
             loading = worker.submit(_load, connection, batch)
         if loading:
-            loading.result()
+            changed |= loading.result()
+    return changed
 
 
 @contextlib.contextmanager
@@ -159,7 +162,8 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _load(connection: duckdb.DuckDBPyConnection, batch: _Batch) -> None:
+def _load(connection: duckdb.DuckDBPyConnection, batch: _Batch) -> set[str]:
+    changed = set()
     if batch.objects:
         _insert(connection, "objects", ("digest", "bytes", "kind"), batch.objects)
     for kind, records in batch.records.items():
@@ -169,6 +173,8 @@ def _load(connection: duckdb.DuckDBPyConnection, batch: _Batch) -> None:
             found = [row for of_tables in made for row in of_tables[number]]
             if found:
                 _insert(connection, table.name, table.columns, found)
+        changed |= {table.name for table in KINDS[kind]}
+    return changed
 
 
 def _keep_new(

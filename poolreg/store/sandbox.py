@@ -188,7 +188,6 @@ def read_only(path: Path) -> duckdb.DuckDBPyConnection:
     connection = connect(":memory:")
     connection.execute("SET python_enable_replacements = false")
     attach(connection, path, "pool")
-    connection.execute("USE pool")
     return connection
 
 
@@ -202,10 +201,19 @@ def peek(path: Path, sql: str) -> Table:
         return fetch(connection, sql, ())
 
 
-def attach(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
-    """Attach a catalog's file for reading, under a name that needs no quotes."""
+def attach(
+    connection: duckdb.DuckDBPyConnection, path: Path, name: str, *, writable: bool = False
+) -> None:
+    """Attach a catalog's file under a name that needs no quotes, and look there first."""
     place = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{place}' AS {name} (READ_ONLY)")
+    connection.execute(f"ATTACH '{place}' AS {name} {'' if writable else '(READ_ONLY)'}")
+    connection.execute(f"USE {name}")
+
+
+def detach(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Close an attached file."""
+    connection.execute("USE memory")
+    connection.execute(f"DETACH {name}")
 
 
 def create_schema(connection: duckdb.DuckDBPyConnection) -> None:
