@@ -186,3 +186,5 @@ def _show_race(race: Race, form: str) -> None:
         f"{many(stopped, 'mixture')} stopped with {race.confidence:.0%} confidence; scored "
         f"{race.tokens:,} of {race.whole:,} tokens, {saved:.0%} saved"
     )
+    if not stopped and saved == 0:
+        message("none was surely worse before the end; a race needs evalsets of many documents")
