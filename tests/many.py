@@ -23,6 +23,12 @@ from poolreg.store.registry import Registry
 EVALSETS = [f"eval-{n}" for n in range(8)]
 REFERENCES = 40
 
+# The body of a model record that names no files.
+MODEL = {
+    "model_type": "m", "parameters": 1, "bytes": 1, "dtype": "F32", "tokenizer": None,
+    "context_length": 1, "vocab_size": 1, "trusted_code": False, "files": [], "tensors": [],
+}  # fmt: skip
+
 
 def add_evaluations(
     root: Path, count: int, segments: int, *, evalset: str, protocol: str, objects: bool = True
