@@ -162,7 +162,7 @@ def _show_race(race: Race, form: str) -> None:
         {
             "mixture": runner.subject.label,
             "complete": runner.complete,
-            "documents": runner.share,
+            "share": runner.share,
             "mean": runner.mean,
             "behind": runner.behind,
             "at_least": runner.at_least,
@@ -171,9 +171,7 @@ def _show_race(race: Race, form: str) -> None:
     ]
     columns = [
         Column("mixture"),
-        Column(
-            "documents", "scored", lambda share: "all" if share == 1 else f"{share:.0%}, stopped"
-        ),
+        Column("share", "scored", lambda share: "all" if share == 1 else f"{share:.0%}, stopped"),
         Column("mean", write=fixed(4)),
         Column("behind", write=fixed(4)),
         Column("at_least", "at least", fixed(4)),

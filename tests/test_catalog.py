@@ -637,6 +637,22 @@ def test_a_full_disk_is_a_storage_error(registry, monkeypatch):
     assert set(registry.names("model")) == {"a", "b"}
 
 
+def test_one_database_for_all_writes_and_look_ups(registry, monkeypatch):
+    """To make a DuckDB instance takes longer than to index a record; indexing limits its memory."""
+    made = []
+    connect = catalog.connect
+    monkeypatch.setattr(catalog, "connect", lambda place: made.append(place) or connect(place))
+    limits = set()
+    for label in "abc":
+        registry.record(records.name("evalset", label, digest(label)))
+        assert label in registry.names("evalset")
+        limit = "SELECT current_setting('memory_limit')"
+        limits.add(registry.catalog._reader().execute(limit).fetchone())
+    assert made == [":memory:"]
+    assert "512" not in str(limits)
+    assert "488" not in str(limits)  # as DuckDB prints 512 MB
+
+
 # -- several readers and writers ------------------------------------------------------------
 
 

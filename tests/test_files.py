@@ -94,6 +94,11 @@ def test_the_longest_names(tmp_path, name):
     assert inside(tmp_path) == sorted([name, f"{name[:-1]}y"])
 
 
+def test_too_many_open_files_name_the_way_out():
+    with pytest.raises(StorageError, match="ulimit -n"), storage_errors("merging"):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
 def test_a_failing_disk(tmp_path, monkeypatch, step):
     def fail(*_):

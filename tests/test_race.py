@@ -185,3 +185,11 @@ def test_the_command(pool, cli_run):
     assert "behind" in table.stdout
     refused = cli_run("sweep", *words, "--shard", "1/2", code=2)
     assert "cannot be cut into shards" in refused.stderr
+    wrong = cli_run("sweep", *words, "--confidence", "2", code=None)
+    assert "write 0.95 for 95%" in wrong.stderr
+
+
+def test_few_documents_stop_nobody_and_say_so(pool, cli_run):
+    told = cli_run("sweep", "--subsets", "--on", "alpha", "--race", "--pool", pool.root)
+    assert "0 mixtures stopped" in told.stderr
+    assert "a race needs evalsets of many documents" in told.stderr

@@ -80,7 +80,9 @@ def run_race(
     which do not read the same tokens.
     """
     if not 0 < confidence < 1:
-        raise UsageError(f"the confidence {confidence:g} is not between 0 and 1")
+        raise UsageError(
+            f"the confidence {confidence:g} is not between 0 and 1", hint="write 0.95 for 95%"
+        )
     if len({protocol.digest for protocol in planned.work.protocols.values()}) > 1:
         raise UsageError(
             "these mixtures are read by different tokenizers or windows, so they cannot race",
